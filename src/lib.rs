@@ -1,0 +1,5 @@
+//! hapax
+
+mod class;
+
+pub use class::Class;
