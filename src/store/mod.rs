@@ -1,0 +1,344 @@
+//! The store: what hapax remembers on this machine, behind one trait.
+//!
+//! A store keeps closed records in time buckets per topic, open records apart from them, a position per partition,
+//! and its own identity. It decides nothing: whether a record found still counts is asked of the window
+//! ([`crate::window`]) with log time as an argument.
+//!
+//! [`memory`] is the simplest correct one: the oracle of the model test and the users' test double. `rocks` is the
+//! one that survives.
+
+use std::path::PathBuf;
+
+use crate::fence::Fence;
+use crate::message::{NextOffset, Offset};
+use crate::outcome::{Closed, Open};
+use crate::token::TokenKey;
+
+pub mod memory;
+#[cfg(feature = "rocks")]
+pub mod rocks;
+
+/// A topic as this store numbers it: small, stable for the life of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TopicId(pub u16);
+
+/// One partition of one topic, as a store knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartitionId {
+    /// The topic.
+    pub topic: TopicId,
+    /// The partition number.
+    pub partition: i32,
+}
+
+/// A topic as the store is opened for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicSpec {
+    /// The topic's name.
+    pub name: String,
+    /// The window, in milliseconds; a time bucket is a quarter of it.
+    pub window_ms: i64,
+}
+
+/// Whose store this is. Stated by the store, and refused where it differs from what is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Made when the store is created; travels in commit metadata.
+    pub store_id: StoreId,
+    /// The consumer group.
+    pub group: String,
+    /// The cluster, once a broker has said so.
+    pub cluster: Option<String>,
+}
+
+/// 128 random bits that name one store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StoreId(pub [u8; 16]);
+
+impl std::fmt::Display for StoreId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::str::FromStr for StoreId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let number = u128::from_str_radix(text, 16).map_err(|_| ())?;
+        if text.len() == 32 { Ok(Self(number.to_be_bytes())) } else { Err(()) }
+    }
+}
+
+/// How the last process that used the store ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PastStarts {
+    /// Starts in a row that did not end in [`Store::close`], this one not counted. 0 after a clean end.
+    pub unclean: u32,
+}
+
+/// Where a partition stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The commit point.
+    pub commit_point: NextOffset,
+    /// Partition time at the commit point, in milliseconds since the epoch; `None` before the first message.
+    pub time_ms: Option<i64>,
+    /// Wall clock when it was written, in milliseconds since the epoch.
+    pub written_ms: i64,
+}
+
+/// What a store knows of one partition.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Known {
+    /// The last position written, `None` for a partition that this store never served.
+    pub position: Option<Position>,
+    /// The last fence raised; 0 before the first.
+    pub fence: u64,
+    /// Every open record of the partition, by offset.
+    pub open: Vec<Open>,
+}
+
+/// One record found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hit {
+    /// Which of the keys asked for.
+    pub key: usize,
+    /// The record of its newest bucket.
+    pub closed: Closed,
+}
+
+/// The changes of one partition that become durable together.
+///
+/// Applied in this order: closes, removals, opens, position, fence; so that one group can end a token and open it
+/// again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changes {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Closed records to write, each into the bucket of its first seen.
+    pub closed: Vec<(TokenKey, Closed)>,
+    /// Open records to remove, by first key and offset. One that is absent is not an error.
+    pub removed: Vec<(TokenKey, Offset)>,
+    /// Open records to write or replace, by first key and offset.
+    pub opened: Vec<Open>,
+    /// The position, where it moved.
+    pub position: Option<Position>,
+    /// The fence, where one is raised.
+    pub fence: Option<Fence>,
+}
+
+impl Changes {
+    /// No change of that partition.
+    #[must_use]
+    pub const fn new(partition: PartitionId) -> Self {
+        Self { partition, closed: Vec::new(), removed: Vec::new(), opened: Vec::new(), position: None, fence: None }
+    }
+
+    /// Whether there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.closed.is_empty()
+            && self.removed.is_empty()
+            && self.opened.is_empty()
+            && self.position.is_none()
+            && self.fence.is_none()
+    }
+}
+
+/// One act of an operator, kept for whoever asks later.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct AuditEntry {
+    /// Wall clock, in milliseconds since the epoch.
+    pub at_ms: i64,
+    /// What was done: `resolve --done`, `sweep`, …
+    pub act: String,
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// The message.
+    pub offset: i64,
+    /// The first token key, in hex.
+    pub token: String,
+    /// Why, in the operator's words.
+    pub reason: String,
+}
+
+/// How much of a topic's window is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WindowSize {
+    /// Bytes of all its buckets, as near as the store can tell.
+    pub bytes: u64,
+    /// Buckets that exist.
+    pub buckets: usize,
+    /// Start of the oldest, in milliseconds since the epoch.
+    pub oldest_ms: Option<i64>,
+}
+
+/// What hapax remembers on this machine.
+///
+/// Every call may block on a disk and is made from a thread of its own, never from the async runtime. What
+/// [`apply`](Store::apply) wrote is on stable storage when it returns, and visible to every later
+/// [`look_up`](Store::look_up).
+pub trait Store: Send + Sync + 'static {
+    /// Whose store this is.
+    fn identity(&self) -> Identity;
+
+    /// How the last process ended.
+    fn past(&self) -> PastStarts;
+
+    /// States the cluster, at the first contact with a broker.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] where the store belongs to another cluster.
+    fn claim_cluster(&self, cluster: &str) -> Result<(), Error>;
+
+    /// The number of a topic.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopic`] where the store was not opened for it.
+    fn topic(&self, name: &str) -> Result<TopicId, Error>;
+
+    /// What is known of one partition.
+    ///
+    /// # Errors
+    /// An I/O error, or a record that this version cannot read.
+    fn load(&self, partition: PartitionId) -> Result<Known, Error>;
+
+    /// Every partition with a position or an open record.
+    ///
+    /// # Errors
+    /// An I/O error.
+    fn partitions(&self) -> Result<Vec<PartitionId>, Error>;
+
+    /// Looks up closed records in every bucket of the topic that ends after `since_ms`, newest bucket first, and
+    /// appends what was found by ascending index of the key. One call for a whole batch.
+    ///
+    /// # Errors
+    /// An I/O error, or a record that this version cannot read.
+    fn look_up(
+        &self,
+        partition: PartitionId,
+        since_ms: i64,
+        keys: &[TokenKey],
+        hits: &mut Vec<Hit>,
+    ) -> Result<(), Error>;
+
+    /// Makes all changes durable, together or not at all.
+    ///
+    /// # Errors
+    /// An I/O error: nothing of the group may be taken for written, and the store takes no further write.
+    fn apply(&self, group: &[Changes]) -> Result<(), Error>;
+
+    /// Drops the topic's buckets that end at or before `until_ms`, whole; returns how many went.
+    ///
+    /// # Errors
+    /// An I/O error.
+    fn drop_buckets(&self, topic: TopicId, until_ms: i64) -> Result<usize, Error>;
+
+    /// How large the topic's window is.
+    ///
+    /// # Errors
+    /// An I/O error.
+    fn window_size(&self, topic: TopicId) -> Result<WindowSize, Error>;
+
+    /// Appends one act of an operator.
+    ///
+    /// # Errors
+    /// An I/O error.
+    fn audit(&self, entry: &AuditEntry) -> Result<(), Error>;
+
+    /// All acts of operators, oldest first.
+    ///
+    /// # Errors
+    /// An I/O error.
+    fn audited(&self) -> Result<Vec<AuditEntry>, Error>;
+
+    /// Notes a clean end; the store is not used afterwards.
+    ///
+    /// # Errors
+    /// An I/O error.
+    fn close(&self) -> Result<(), Error>;
+}
+
+/// The length of a topic's time buckets: a quarter of the window, at least a millisecond.
+#[must_use]
+pub const fn bucket_ms(window_ms: i64) -> i64 {
+    let quarter = window_ms / 4;
+    if quarter < 1 { 1 } else { quarter }
+}
+
+/// What can go wrong with a store.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The state directory cannot be made, read or written. hapax did not start. Mend its owner, rights or disk.
+    #[error("state directory {path} cannot be used")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another process has the store open. hapax did not start. Stop the other, or give this one its own `state_dir`.
+    #[error("state directory {path} is in use by another process; stop it, or give this one a `state_dir` of its own")]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The files are damaged. hapax changed nothing. Move the directory away and start with `cold = "run"`, or
+    /// restore it from a copy taken while hapax was stopped.
+    #[error(
+        "state directory {path} is corrupt: {what}; nothing was changed: move it away and decide about `cold`, or restore a copy"
+    )]
+    Corrupt {
+        /// The directory.
+        path: PathBuf,
+        /// What the storage engine said.
+        what: String,
+    },
+    /// A later hapax wrote the store. hapax changed nothing. Run that version, or another `state_dir`.
+    #[error("state directory {path} has format {found}, this hapax reads up to {known}; run the version that wrote it")]
+    Newer {
+        /// The directory.
+        path: PathBuf,
+        /// The format found.
+        found: u32,
+        /// The newest format this version reads.
+        known: u32,
+    },
+    /// The store belongs to another group or cluster. hapax changed nothing. Give this consumer its own `state_dir`.
+    #[error(
+        "state directory {path} belongs to {what} {found:?}, not {asked:?}; give this consumer a `state_dir` of its own"
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// `group` or `cluster`.
+        what: &'static str,
+        /// What the store says.
+        found: String,
+        /// What was asked for.
+        asked: String,
+    },
+    /// The store was opened without that topic. A bug in hapax, or a CLI call with a topic the store does not know.
+    #[error("topic {0:?} is not known to this store")]
+    UnknownTopic(String),
+    /// A record cannot be read. hapax stopped before acting on it. See the record's error.
+    #[error("a record of {place} cannot be read")]
+    Record {
+        /// Where it lies.
+        place: String,
+        /// Why.
+        source: crate::record::Error,
+    },
+    /// The disk or the storage engine failed. hapax wrote nothing more and stops. Mend the disk, start again.
+    #[error("store: {what} failed: {why}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// What the storage engine said.
+        why: String,
+    },
+}
