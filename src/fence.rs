@@ -32,7 +32,10 @@ impl Gate {
     #[must_use]
     pub fn mint(last: Fence) -> Self {
         let fence = Fence(last.0 + 1);
-        Self { fence, current: Arc::new(AtomicU64::new(fence.0)) }
+        Self {
+            fence,
+            current: Arc::new(AtomicU64::new(fence.0)),
+        }
     }
 
     /// The number of this assignment.
@@ -65,7 +68,10 @@ mod tests {
         assert!(held_by_the_journal.accepts());
         first.clear();
         let second = Gate::mint(first.fence());
-        assert!(!held_by_the_journal.accepts(), "work of the first assignment is refused");
+        assert!(
+            !held_by_the_journal.accepts(),
+            "work of the first assignment is refused"
+        );
         assert!(second.accepts());
         assert!(second.fence() > first.fence());
     }

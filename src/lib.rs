@@ -1,7 +1,11 @@
 //! hapax
 
+pub mod accounts;
+pub mod backoff;
 mod class;
+pub mod clock;
 pub mod fence;
+pub mod ledger;
 pub mod message;
 pub mod outcome;
 pub mod record;

@@ -46,7 +46,10 @@ struct Span {
 }
 
 impl Span {
-    const NULL: Self = Self { start: 0, len: u32::MAX };
+    const NULL: Self = Self {
+        start: 0,
+        len: u32::MAX,
+    };
 
     fn of<'a>(self, arena: &'a [u8]) -> Option<&'a [u8]> {
         if self.len == u32::MAX {
@@ -116,12 +119,18 @@ impl Batch {
     /// The message at `index`, or `None` past the end.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<Raw<'_>> {
-        self.entries.get(index).map(|entry| Raw { batch: self, entry: *entry })
+        self.entries.get(index).map(|entry| Raw {
+            batch: self,
+            entry: *entry,
+        })
     }
 
     /// All messages in offset order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Raw<'_>> {
-        self.entries.iter().map(|entry| Raw { batch: self, entry: *entry })
+        self.entries.iter().map(|entry| Raw {
+            batch: self,
+            entry: *entry,
+        })
     }
 }
 
@@ -184,14 +193,19 @@ impl<'a> Raw<'a> {
     /// All headers in the order of the message.
     #[must_use]
     pub fn headers(&self) -> Headers<'a> {
-        Headers { rest: self.entry.headers.of(&self.batch.arena).unwrap_or_default() }
+        Headers {
+            rest: self.entry.headers.of(&self.batch.arena).unwrap_or_default(),
+        }
     }
 
     /// The value of the *last* header of that name (Kafka's convention where a name repeats), `None` where there is
     /// none or its value is null.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
-        self.headers().filter(|header| header.name == name).last().and_then(|header| header.value)
+        self.headers()
+            .filter(|header| header.name == name)
+            .last()
+            .and_then(|header| header.value)
     }
 }
 
@@ -230,10 +244,17 @@ impl<'a> Iterator for Headers<'a> {
         let (value_len, rest) = rest.split_first_chunk::<4>()?;
         let (name, rest) = rest.split_at_checked(u32::from_le_bytes(*name_len) as usize)?;
         let value_len = u32::from_le_bytes(*value_len);
-        let (value, rest) =
-            if value_len == u32::MAX { (None, rest) } else { rest.split_at_checked(value_len as usize).map(|(v, r)| (Some(v), r))? };
+        let (value, rest) = if value_len == u32::MAX {
+            (None, rest)
+        } else {
+            rest.split_at_checked(value_len as usize)
+                .map(|(v, r)| (Some(v), r))?
+        };
         self.rest = rest;
-        Some(Header { name: std::str::from_utf8(name).unwrap_or_default(), value })
+        Some(Header {
+            name: std::str::from_utf8(name).unwrap_or_default(),
+            value,
+        })
     }
 }
 
@@ -250,7 +271,12 @@ impl BatchBuilder {
     /// An empty batch of that partition with room for `messages` of about `bytes` in all.
     #[must_use]
     pub fn new(topic: Arc<str>, partition: i32, messages: usize, bytes: usize) -> Self {
-        Self { topic, partition, arena: Vec::with_capacity(bytes), entries: Vec::with_capacity(messages) }
+        Self {
+            topic,
+            partition,
+            arena: Vec::with_capacity(bytes),
+            entries: Vec::with_capacity(messages),
+        }
     }
 
     /// Copies one message in. `timestamp_ms` is `None` where the broker has none.
@@ -266,21 +292,34 @@ impl BatchBuilder {
         let payload = self.copy(payload);
         let start = self.arena.len();
         for header in headers {
-            self.arena.extend_from_slice(&len_u32(header.name.len()).to_le_bytes());
+            self.arena
+                .extend_from_slice(&len_u32(header.name.len()).to_le_bytes());
             let value_len = header.value.map_or(u32::MAX, |value| len_u32(value.len()));
             self.arena.extend_from_slice(&value_len.to_le_bytes());
             self.arena.extend_from_slice(header.name.as_bytes());
             self.arena.extend_from_slice(header.value.unwrap_or_default());
         }
-        let headers = Span { start: len_u32(start), len: len_u32(self.arena.len() - start) };
-        self.entries.push(Entry { offset, timestamp_ms: timestamp_ms.unwrap_or(-1), key, payload, headers });
+        let headers = Span {
+            start: len_u32(start),
+            len: len_u32(self.arena.len() - start),
+        };
+        self.entries.push(Entry {
+            offset,
+            timestamp_ms: timestamp_ms.unwrap_or(-1),
+            key,
+            payload,
+            headers,
+        });
     }
 
     fn copy(&mut self, bytes: Option<&[u8]>) -> Span {
         let Some(bytes) = bytes else { return Span::NULL };
         let start = self.arena.len();
         self.arena.extend_from_slice(bytes);
-        Span { start: len_u32(start), len: len_u32(bytes.len()) }
+        Span {
+            start: len_u32(start),
+            len: len_u32(bytes.len()),
+        }
     }
 
     /// The number of messages so far.
@@ -304,7 +343,12 @@ impl BatchBuilder {
     /// The batch.
     #[must_use]
     pub fn finish(self) -> Batch {
-        Batch { topic: self.topic, partition: self.partition, arena: Bytes::from(self.arena), entries: self.entries }
+        Batch {
+            topic: self.topic,
+            partition: self.partition,
+            arena: Bytes::from(self.arena),
+            entries: self.entries,
+        }
     }
 }
 
@@ -312,7 +356,10 @@ impl BatchBuilder {
 fn len_u32(len: usize) -> u32 {
     match u32::try_from(len) {
         Ok(len) if len != u32::MAX => len,
-        _ => panic!("a batch arena of {len} bytes is past its limit of {} bytes", u32::MAX - 1),
+        _ => panic!(
+            "a batch arena of {len} bytes is past its limit of {} bytes",
+            u32::MAX - 1
+        ),
     }
 }
 
@@ -337,15 +384,21 @@ impl Kept {
             timestamp_ms: raw.timestamp_ms(),
             key: raw.key().map(Bytes::copy_from_slice),
             payload: raw.payload().map(Bytes::copy_from_slice),
-            headers: raw.headers().map(|h| (h.name.to_owned(), h.value.map(Bytes::copy_from_slice))).collect(),
+            headers: raw
+                .headers()
+                .map(|h| (h.name.to_owned(), h.value.map(Bytes::copy_from_slice)))
+                .collect(),
         }
     }
 
     /// Bytes that count against `held_bytes`.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let headers: usize =
-            self.headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Bytes::len)).sum();
+        let headers: usize = self
+            .headers
+            .iter()
+            .map(|(name, value)| name.len() + value.as_ref().map_or(0, Bytes::len))
+            .sum();
         headers + self.key.as_ref().map_or(0, Bytes::len) + self.payload.as_ref().map_or(0, Bytes::len)
     }
 
@@ -353,8 +406,17 @@ impl Kept {
     #[must_use]
     pub fn into_batch(&self, topic: Arc<str>, partition: i32, offset: Offset) -> Batch {
         let mut batch = BatchBuilder::new(topic, partition, 1, self.bytes() + 64);
-        let headers = self.headers.iter().map(|(name, value)| Header { name, value: value.as_deref() });
-        batch.push(offset, self.timestamp_ms, self.key.as_deref(), self.payload.as_deref(), headers);
+        let headers = self.headers.iter().map(|(name, value)| Header {
+            name,
+            value: value.as_deref(),
+        });
+        batch.push(
+            offset,
+            self.timestamp_ms,
+            self.key.as_deref(),
+            self.payload.as_deref(),
+            headers,
+        );
         batch.finish()
     }
 }
@@ -366,9 +428,18 @@ mod tests {
     fn sample() -> Batch {
         let mut batch = BatchBuilder::new("orders".into(), 3, 2, 64);
         let headers = [
-            Header { name: "a", value: Some(b"1") },
-            Header { name: "b", value: None },
-            Header { name: "a", value: Some(b"2") },
+            Header {
+                name: "a",
+                value: Some(b"1"),
+            },
+            Header {
+                name: "b",
+                value: None,
+            },
+            Header {
+                name: "a",
+                value: Some(b"2"),
+            },
         ];
         batch.push(Offset(7), Some(99), Some(b"k"), Some(b"payload"), headers);
         batch.push(Offset(9), None, None, None, []);
@@ -380,9 +451,16 @@ mod tests {
         let batch = sample();
         let first = batch.get(0).unwrap();
         assert_eq!((first.offset(), first.timestamp_ms()), (Offset(7), Some(99)));
-        assert_eq!((first.key(), first.payload()), (Some(&b"k"[..]), Some(&b"payload"[..])));
+        assert_eq!(
+            (first.key(), first.payload()),
+            (Some(&b"k"[..]), Some(&b"payload"[..]))
+        );
         assert_eq!(first.headers().count(), 3);
-        assert_eq!(first.header("a"), Some(&b"2"[..]), "the last of a repeated name rules");
+        assert_eq!(
+            first.header("a"),
+            Some(&b"2"[..]),
+            "the last of a repeated name rules"
+        );
         assert_eq!(first.header("b"), None);
     }
 
@@ -390,7 +468,10 @@ mod tests {
     fn null_is_not_empty() {
         let batch = sample();
         let second = batch.get(1).unwrap();
-        assert_eq!((second.key(), second.payload(), second.timestamp_ms()), (None, None, None));
+        assert_eq!(
+            (second.key(), second.payload(), second.timestamp_ms()),
+            (None, None, None)
+        );
         assert_eq!(second.headers().count(), 0);
     }
 

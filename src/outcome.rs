@@ -156,7 +156,9 @@ impl Verdict {
     /// The verdict of that number, `None` for a number of a later version.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
-        [Self::Done, Self::Run, Self::DeadLetter].into_iter().find(|verdict| *verdict as u8 == number)
+        [Self::Done, Self::Run, Self::DeadLetter]
+            .into_iter()
+            .find(|verdict| *verdict as u8 == number)
     }
 }
 
@@ -174,7 +176,9 @@ impl HeldFor {
     /// The kind of that number, `None` for a number of a later version.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
-        [Self::InDoubt, Self::Token].into_iter().find(|held| *held as u8 == number)
+        [Self::InDoubt, Self::Token]
+            .into_iter()
+            .find(|held| *held as u8 == number)
     }
 }
 

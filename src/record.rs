@@ -93,7 +93,11 @@ fn put_end(out: &mut Vec<u8>, end: &End) {
         End::Done(Stored::Nothing) | End::Invalidated | End::Forgotten => {}
         End::Done(Stored::Reply(bytes)) => put_field(out, tag::REPLY, bytes),
         End::Done(Stored::Digest(digest, len)) => {
-            put_field(out, tag::DIGEST, &[digest.as_slice(), &len.to_le_bytes()].concat());
+            put_field(
+                out,
+                tag::DIGEST,
+                &[digest.as_slice(), &len.to_le_bytes()].concat(),
+            );
         }
         End::Failed(reason) => put_field(out, tag::REASON, &[*reason as u8]),
     }
@@ -129,7 +133,13 @@ pub fn decode_closed(bytes: &[u8], bucket_ms: i64) -> Result<Closed, Error> {
     let first_seen_ms = unzigzag(reader.varint()?).wrapping_add(bucket_ms);
     let attempts = reader.u32()?;
     let fields = reader.fields()?;
-    Ok(Closed { end: fields.end(state)?, offset, first_seen_ms, attempts, fingerprint: fields.fingerprint()? })
+    Ok(Closed {
+        end: fields.end(state)?,
+        offset,
+        first_seen_ms,
+        attempts,
+        fingerprint: fields.fingerprint()?,
+    })
 }
 
 /// Writes an open record.
@@ -146,7 +156,11 @@ pub fn encode_open(open: &Open, out: &mut Vec<u8>) {
     put_varint(out, zigzag(open.first_seen_ms));
     put_varint(out, u64::from(open.attempts));
     put_varint(out, zigzag(open.since_ms));
-    put_field(out, tag::KEYS, &open.keys.iter().flat_map(|key| key.0).collect::<Vec<_>>());
+    put_field(
+        out,
+        tag::KEYS,
+        &open.keys.iter().flat_map(|key| key.0).collect::<Vec<_>>(),
+    );
     put_fingerprint(out, open.fingerprint);
     match &open.stage {
         Stage::Begun { not_applied } => {
@@ -154,7 +168,11 @@ pub fn encode_open(open: &Open, out: &mut Vec<u8>) {
                 put_field(out, tag::NOT_APPLIED, &[]);
             }
         }
-        Stage::Held { why, message, verdict } => {
+        Stage::Held {
+            why,
+            message,
+            verdict,
+        } => {
             put_field(out, tag::HELD_FOR, &[*why as u8]);
             if let Some(verdict) = verdict {
                 put_field(out, tag::VERDICT, &[*verdict as u8]);
@@ -184,13 +202,18 @@ pub fn decode_open(bytes: &[u8]) -> Result<Open, Error> {
     let fields = reader.fields()?;
     let keys = fields.keys()?;
     let stage = match state {
-        state::BEGUN => Stage::Begun { not_applied: fields.get(tag::NOT_APPLIED).is_some() },
+        state::BEGUN => Stage::Begun {
+            not_applied: fields.get(tag::NOT_APPLIED).is_some(),
+        },
         state::HELD => Stage::Held {
-            why: HeldFor::from_number(fields.byte(tag::HELD_FOR)?).ok_or(Error::Malformed("held for what"))?,
+            why: HeldFor::from_number(fields.byte(tag::HELD_FOR)?)
+                .ok_or(Error::Malformed("held for what"))?,
             message: fields.message()?,
             verdict: match fields.get(tag::VERDICT) {
                 None => None,
-                Some(_) => Some(Verdict::from_number(fields.byte(tag::VERDICT)?).ok_or(Error::Malformed("verdict"))?),
+                Some(_) => Some(
+                    Verdict::from_number(fields.byte(tag::VERDICT)?).ok_or(Error::Malformed("verdict"))?,
+                ),
             },
         },
         state::SETTLING => Stage::Settling {
@@ -200,7 +223,15 @@ pub fn decode_open(bytes: &[u8]) -> Result<Open, Error> {
         },
         _ => return Err(Error::Malformed("not an open state")),
     };
-    Ok(Open { keys, offset, stage, first_seen_ms, attempts, since_ms, fingerprint: fields.fingerprint()? })
+    Ok(Open {
+        keys,
+        offset,
+        stage,
+        first_seen_ms,
+        attempts,
+        since_ms,
+        fingerprint: fields.fingerprint()?,
+    })
 }
 
 fn put_message(out: &mut Vec<u8>, message: &Kept) {
@@ -218,7 +249,10 @@ fn put_message(out: &mut Vec<u8>, message: &Kept) {
         put_varint(&mut headers, name.len() as u64);
         headers.extend_from_slice(name.as_bytes());
         // 0 is null, so that the empty value stays apart from it.
-        put_varint(&mut headers, value.as_ref().map_or(0, |value| value.len() as u64 + 1));
+        put_varint(
+            &mut headers,
+            value.as_ref().map_or(0, |value| value.len() as u64 + 1),
+        );
         headers.extend_from_slice(value.as_deref().unwrap_or_default());
     }
     put_field(out, tag::HEADERS, &headers);
@@ -286,13 +320,19 @@ struct Fields<'a>(Vec<(u8, &'a [u8])>);
 
 impl<'a> Fields<'a> {
     fn get(&self, tag: u8) -> Option<&'a [u8]> {
-        self.0.iter().find(|(found, _)| *found == tag).map(|(_, bytes)| *bytes)
+        self.0
+            .iter()
+            .find(|(found, _)| *found == tag)
+            .map(|(_, bytes)| *bytes)
     }
 
     fn array<const N: usize>(&self, tag: u8) -> Result<Option<[u8; N]>, Error> {
         match self.get(tag) {
             None => Ok(None),
-            Some(bytes) => bytes.try_into().map(Some).map_err(|_| Error::Malformed("field of another length")),
+            Some(bytes) => bytes
+                .try_into()
+                .map(Some)
+                .map_err(|_| Error::Malformed("field of another length")),
         }
     }
 
@@ -305,7 +345,9 @@ impl<'a> Fields<'a> {
         if let Some(crc) = self.array(tag::WHOLE)? {
             return Ok(Some(Fingerprint::Whole(u32::from_le_bytes(crc))));
         }
-        Ok(self.array(tag::FIELDS)?.map(|hash| Fingerprint::Fields(u64::from_le_bytes(hash))))
+        Ok(self
+            .array(tag::FIELDS)?
+            .map(|hash| Fingerprint::Fields(u64::from_le_bytes(hash))))
     }
 
     fn end(&self, state: u8) -> Result<End, Error> {
@@ -326,7 +368,9 @@ impl<'a> Fields<'a> {
         if let Some(reply) = self.get(tag::REPLY) {
             return Ok(Stored::Reply(Bytes::copy_from_slice(reply)));
         }
-        let Some(bytes) = self.array::<40>(tag::DIGEST)? else { return Ok(Stored::Nothing) };
+        let Some(bytes) = self.array::<40>(tag::DIGEST)? else {
+            return Ok(Stored::Nothing);
+        };
         let (digest, len) = bytes.split_first_chunk::<32>().ok_or(Error::Short)?;
         let len = len.try_into().map_err(|_| Error::Short)?;
         Ok(Stored::Digest(*digest, u64::from_le_bytes(len)))
@@ -342,11 +386,15 @@ impl<'a> Fields<'a> {
     }
 
     fn message(&self) -> Result<Kept, Error> {
-        let mut reader = Reader { rest: self.get(tag::HEADERS).ok_or(Error::Malformed("no message"))? };
+        let mut reader = Reader {
+            rest: self.get(tag::HEADERS).ok_or(Error::Malformed("no message"))?,
+        };
         let mut headers = Vec::new();
         while !reader.rest.is_empty() {
             let len = reader.varint()?;
-            let name = std::str::from_utf8(reader.take(len)?).map_err(|_| Error::Malformed("header name"))?.to_owned();
+            let name = std::str::from_utf8(reader.take(len)?)
+                .map_err(|_| Error::Malformed("header name"))?
+                .to_owned();
             let value = match reader.varint()? {
                 0 => None,
                 len => Some(Bytes::copy_from_slice(reader.take(len - 1)?)),
@@ -392,17 +440,35 @@ mod tests {
 
     fn messages() -> impl Strategy<Value = Kept> {
         let headers = prop::collection::vec((".{0,8}", bytes()), 0..4);
-        (prop::option::of(any::<i64>()), bytes(), bytes(), headers)
-            .prop_map(|(timestamp_ms, key, payload, headers)| Kept { timestamp_ms, key, payload, headers })
+        (prop::option::of(any::<i64>()), bytes(), bytes(), headers).prop_map(
+            |(timestamp_ms, key, payload, headers)| Kept {
+                timestamp_ms,
+                key,
+                payload,
+                headers,
+            },
+        )
     }
 
     fn stages() -> impl Strategy<Value = Stage> {
-        let verdicts = prop::option::of(prop::sample::select(&[Verdict::Done, Verdict::Run, Verdict::DeadLetter]));
+        let verdicts = prop::option::of(prop::sample::select(&[
+            Verdict::Done,
+            Verdict::Run,
+            Verdict::DeadLetter,
+        ]));
         let why = prop::sample::select(&[HeldFor::InDoubt, HeldFor::Token]);
         prop_oneof![
             any::<bool>().prop_map(|not_applied| Stage::Begun { not_applied }),
-            (why, messages(), verdicts).prop_map(|(why, message, verdict)| Stage::Held { why, message, verdict }),
-            (ends(), messages(), ".{0,20}").prop_map(|(end, message, error)| Stage::Settling { end, message, error }),
+            (why, messages(), verdicts).prop_map(|(why, message, verdict)| Stage::Held {
+                why,
+                message,
+                verdict
+            }),
+            (ends(), messages(), ".{0,20}").prop_map(|(end, message, error)| Stage::Settling {
+                end,
+                message,
+                error
+            }),
         ]
     }
 

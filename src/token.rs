@@ -111,7 +111,12 @@ struct Keyed([u8; 32]);
 impl Keyed {
     fn new(topic: &str, source: &str) -> Self {
         // The length keeps ("a", "bc") and ("ab", "c") apart.
-        let material = [&(topic.len() as u64).to_le_bytes(), topic.as_bytes(), source.as_bytes()].concat();
+        let material = [
+            &(topic.len() as u64).to_le_bytes(),
+            topic.as_bytes(),
+            source.as_bytes(),
+        ]
+        .concat();
         Self(blake3::derive_key("hapax 2026-11-25 token key v1", &material))
     }
 
@@ -139,9 +144,16 @@ impl Extractor {
     pub fn new(topic: &str, readers: impl IntoIterator<Item = Reader>, bytes_max: usize) -> Self {
         let sources = readers
             .into_iter()
-            .map(|reader| Source { keyed: Keyed::new(topic, &reader.name()), reader })
+            .map(|reader| Source {
+                keyed: Keyed::new(topic, &reader.name()),
+                reader,
+            })
             .collect();
-        Self { sources, offset: Keyed::new(topic, "hapax:position"), bytes_max }
+        Self {
+            sources,
+            offset: Keyed::new(topic, "hapax:position"),
+            bytes_max,
+        }
     }
 
     /// Appends the keys of every source that has a token. On [`Found::Missing`] and [`Found::TooLong`] nothing is
@@ -170,14 +182,23 @@ impl Extractor {
                     continue;
                 }
             };
-            let Some(token) = token.filter(|token| !token.is_empty()) else { continue };
+            let Some(token) = token.filter(|token| !token.is_empty()) else {
+                continue;
+            };
             if token.len() > self.bytes_max {
                 keys.truncate(start);
-                return Found::TooLong { source: source.reader.name(), bytes: token.len() };
+                return Found::TooLong {
+                    source: source.reader.name(),
+                    bytes: token.len(),
+                };
             }
             keys.push(source.keyed.key(token));
         }
-        if keys.len() > start { Found::Tokens } else { Found::Missing }
+        if keys.len() > start {
+            Found::Tokens
+        } else {
+            Found::Missing
+        }
     }
 
     /// The token that a message has by its position alone. Timestamp and digest are part of it, so that a topic
@@ -198,7 +219,10 @@ impl Extractor {
     /// milliseconds), else the timestamp inside a UUIDv7 token in a header or key.
     #[must_use]
     pub fn birth_ms(&self, raw: &Raw<'_>) -> Option<i64> {
-        if let Some(created) = raw.header("created").and_then(|v| std::str::from_utf8(v).ok()?.trim().parse().ok()) {
+        if let Some(created) = raw
+            .header("created")
+            .and_then(|v| std::str::from_utf8(v).ok()?.trim().parse().ok())
+        {
             return Some(created);
         }
         self.sources.iter().find_map(|source| match &source.reader {
@@ -221,7 +245,9 @@ impl Extractor {
                 Reader::Code(_, read) => read(raw),
                 Reader::Offset => None,
             };
-            token.filter(|token| !token.is_empty()).map(|token| String::from_utf8_lossy(&token).into_owned())
+            token
+                .filter(|token| !token.is_empty())
+                .map(|token| String::from_utf8_lossy(&token).into_owned())
         })
     }
 }
@@ -232,10 +258,14 @@ struct LazyJson(Option<Option<serde_json::Value>>);
 
 impl LazyJson {
     fn token(&mut self, raw: &Raw<'_>, pointer: &str) -> Option<Vec<u8>> {
-        let value = self.0.get_or_insert_with(|| raw.payload().and_then(|bytes| serde_json::from_slice(bytes).ok()));
+        let value = self
+            .0
+            .get_or_insert_with(|| raw.payload().and_then(|bytes| serde_json::from_slice(bytes).ok()));
         match value.as_ref()?.pointer(pointer)? {
             serde_json::Value::String(text) => Some(text.clone().into_bytes()),
-            value @ (serde_json::Value::Number(_) | serde_json::Value::Bool(_)) => Some(value.to_string().into_bytes()),
+            value @ (serde_json::Value::Number(_) | serde_json::Value::Bool(_)) => {
+                Some(value.to_string().into_bytes())
+            }
             // Null is no token; the text of an array or object depends on the order its producer wrote it in.
             _ => None,
         }
@@ -311,11 +341,24 @@ mod tests {
     #[test]
     fn empty_null_and_absent_tokens_are_missing() {
         for headers in [&[][..], &[("a", None)], &[("a", Some(&b""[..]))]] {
-            assert_eq!(read(vec![header("a")], &message(None, None, headers)).0, Found::Missing);
+            assert_eq!(
+                read(vec![header("a")], &message(None, None, headers)).0,
+                Found::Missing
+            );
         }
-        for json in [&b"{}"[..], b"not json", br#"{"id":null}"#, br#"{"id":[1]}"#, br#"{"id":""}"#] {
+        for json in [
+            &b"{}"[..],
+            b"not json",
+            br#"{"id":null}"#,
+            br#"{"id":[1]}"#,
+            br#"{"id":""}"#,
+        ] {
             let batch = message(None, Some(json), &[]);
-            assert_eq!(read(vec![Reader::Json("/id".into())], &batch).0, Found::Missing, "{json:?}");
+            assert_eq!(
+                read(vec![Reader::Json("/id".into())], &batch).0,
+                Found::Missing,
+                "{json:?}"
+            );
         }
     }
 
@@ -325,7 +368,13 @@ mod tests {
         assert_eq!(read(vec![header("a")], &fits).0, Found::Tokens);
         let longer = message(Some(b"k"), None, &[("a", Some(&[b'x'; 17]))]);
         let (found, keys) = read(vec![Reader::Key, header("a")], &longer);
-        assert_eq!(found, Found::TooLong { source: "header:a".into(), bytes: 17 });
+        assert_eq!(
+            found,
+            Found::TooLong {
+                source: "header:a".into(),
+                bytes: 17
+            }
+        );
         assert!(keys.is_empty(), "no alias of a refused message may be looked up");
     }
 
@@ -342,7 +391,10 @@ mod tests {
         let (_, keys) = {
             let mut keys = Vec::new();
             let reader = header("hapax:position");
-            (Extractor::new("orders", [reader], 512).read(&forging.get(0).unwrap(), &mut keys), keys)
+            (
+                Extractor::new("orders", [reader], 512).read(&forging.get(0).unwrap(), &mut keys),
+                keys,
+            )
         };
         assert_ne!(keys[0], position);
     }
@@ -363,13 +415,27 @@ mod tests {
     #[test]
     fn birth_is_read_from_the_header_and_from_uuid_v7() {
         let extractor = Extractor::new("orders", [header("idempotency-key")], 64);
-        let birth = |headers: &[(&str, Option<&[u8]>)]| extractor.birth_ms(&message(None, None, headers).get(0).unwrap());
-        assert_eq!(birth(&[("created", Some(b"1700000000123"))]), Some(1_700_000_000_123));
+        let birth = |headers: &[(&str, Option<&[u8]>)]| {
+            extractor.birth_ms(&message(None, None, headers).get(0).unwrap())
+        };
+        assert_eq!(
+            birth(&[("created", Some(b"1700000000123"))]),
+            Some(1_700_000_000_123)
+        );
         // 0x018bcfe5687b = 1_700_000_000_123
         let v7: &[u8] = b"018bcfe5-687b-7000-8000-000000000000";
         assert_eq!(birth(&[("idempotency-key", Some(v7))]), Some(1_700_000_000_123));
-        assert_eq!(birth(&[("idempotency-key", Some(b"018bcfe5-687b-4000-8000-000000000000"))]), None);
-        assert_eq!(birth(&[("idempotency-key", Some(b"018b\xffcfe5-687b-7000-8000-00000000000"))]), None);
+        assert_eq!(
+            birth(&[("idempotency-key", Some(b"018bcfe5-687b-4000-8000-000000000000"))]),
+            None
+        );
+        assert_eq!(
+            birth(&[(
+                "idempotency-key",
+                Some(b"018b\xffcfe5-687b-7000-8000-00000000000")
+            )]),
+            None
+        );
     }
 
     #[test]

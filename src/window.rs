@@ -23,7 +23,12 @@ impl PartitionTime {
     /// clock at assignment; a timestamp more than `jump_max_ms` ahead waits for confirmation.
     #[must_use]
     pub const fn new(restored_ms: Option<i64>, start_ms: i64, jump_max_ms: i64) -> Self {
-        Self { now_ms: restored_ms, start_ms, jump_max_ms, unconfirmed: None }
+        Self {
+            now_ms: restored_ms,
+            start_ms,
+            jump_max_ms,
+            unconfirmed: None,
+        }
     }
 
     /// Partition time now, in milliseconds since the epoch; `None` before the first stamped message.
@@ -40,10 +45,16 @@ impl PartitionTime {
 
     /// Takes a message and returns partition time after it: the time at which that message is judged.
     pub fn take(&mut self, timestamp_ms: Option<i64>, token: &TokenKey) -> i64 {
-        let Some(stamp) = timestamp_ms else { return self.now_ms.unwrap_or(0) };
+        let Some(stamp) = timestamp_ms else {
+            return self.now_ms.unwrap_or(0);
+        };
         let Some(now) = self.now_ms else {
             // The first message ever: the past is as good as any start, the far future needs confirmation.
-            let known = if stamp.saturating_sub(self.start_ms) > self.jump_max_ms { self.jump(stamp, token) } else { Some(stamp) };
+            let known = if stamp.saturating_sub(self.start_ms) > self.jump_max_ms {
+                self.jump(stamp, token)
+            } else {
+                Some(stamp)
+            };
             let now = known.unwrap_or(self.start_ms);
             self.now_ms = Some(now);
             return now;
@@ -70,7 +81,11 @@ impl PartitionTime {
                 let beyond = earlier.max(stamp);
                 // The higher one may be a jump of its own, seen from the time just confirmed.
                 if beyond - confirmed > self.jump_max_ms {
-                    self.unconfirmed = Some(if earlier > stamp { (earlier, by) } else { (stamp, *token) });
+                    self.unconfirmed = Some(if earlier > stamp {
+                        (earlier, by)
+                    } else {
+                        (stamp, *token)
+                    });
                     return Some(confirmed);
                 }
                 Some(beyond)
@@ -151,8 +166,16 @@ mod tests {
         let now = 7 * 24 * HOUR;
         let mut time = PartitionTime::new(Some(0), 0, HOUR);
         assert_eq!(time.take(Some(now), &A), 0);
-        assert_eq!(time.take(Some(now + 1), &A), 0, "the same token confirms nothing: it may be resent by one bad clock");
-        assert_eq!(time.take(Some(10), &B), 10, "lagging messages go on at their own time");
+        assert_eq!(
+            time.take(Some(now + 1), &A),
+            0,
+            "the same token confirms nothing: it may be resent by one bad clock"
+        );
+        assert_eq!(
+            time.take(Some(10), &B),
+            10,
+            "lagging messages go on at their own time"
+        );
         assert_eq!(time.take(Some(now + 5), &B), now + 5);
     }
 
@@ -167,7 +190,10 @@ mod tests {
     #[test]
     fn the_first_message_may_lie_in_the_past_but_not_far_in_the_future() {
         assert_eq!(PartitionTime::new(None, 500 * HOUR, HOUR).take(Some(3), &A), 3);
-        assert_eq!(PartitionTime::new(None, 500 * HOUR, HOUR).take(Some(9_000 * HOUR), &A), 500 * HOUR);
+        assert_eq!(
+            PartitionTime::new(None, 500 * HOUR, HOUR).take(Some(9_000 * HOUR), &A),
+            500 * HOUR
+        );
     }
 
     #[test]

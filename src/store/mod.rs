@@ -66,7 +66,11 @@ impl std::str::FromStr for StoreId {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let number = u128::from_str_radix(text, 16).map_err(|_| ())?;
-        if text.len() == 32 { Ok(Self(number.to_be_bytes())) } else { Err(()) }
+        if text.len() == 32 {
+            Ok(Self(number.to_be_bytes()))
+        } else {
+            Err(())
+        }
     }
 }
 
@@ -132,7 +136,14 @@ impl Changes {
     /// No change of that partition.
     #[must_use]
     pub const fn new(partition: PartitionId) -> Self {
-        Self { partition, closed: Vec::new(), removed: Vec::new(), opened: Vec::new(), position: None, fence: None }
+        Self {
+            partition,
+            closed: Vec::new(),
+            removed: Vec::new(),
+            opened: Vec::new(),
+            position: None,
+            fence: None,
+        }
     }
 
     /// Whether there is nothing to write.
@@ -282,7 +293,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Another process has the store open. hapax did not start. Stop the other, or give this one its own `state_dir`.
-    #[error("state directory {path} is in use by another process; stop it, or give this one a `state_dir` of its own")]
+    #[error(
+        "state directory {path} is in use by another process; stop it, or give this one a `state_dir` of its own"
+    )]
     Locked {
         /// The directory.
         path: PathBuf,
@@ -299,7 +312,9 @@ pub enum Error {
         what: String,
     },
     /// A later hapax wrote the store. hapax changed nothing. Run that version, or another `state_dir`.
-    #[error("state directory {path} has format {found}, this hapax reads up to {known}; run the version that wrote it")]
+    #[error(
+        "state directory {path} has format {found}, this hapax reads up to {known}; run the version that wrote it"
+    )]
     Newer {
         /// The directory.
         path: PathBuf,
