@@ -132,6 +132,9 @@ share.coordinator.state.topic.min.isr=1
 # Tests join groups and kill members all the time: the defaults (3 s, 6 s) are made for members that stay.
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
+# A killed node must wait for the session of its former self before it may serve: 9 s by default.
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 log.cleaner.dedupe.buffer.size=8388608
 log.cleaner.backoff.ms=1000
 END

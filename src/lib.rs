@@ -1,15 +1,32 @@
 //! hapax
 
 pub mod accounts;
+mod assignments;
+mod attempt;
 pub mod backoff;
+pub mod broker;
 mod class;
 pub mod clock;
+mod commits;
+pub mod config;
+pub mod crash;
+pub mod dead_letter;
+pub mod error;
 pub mod fence;
+pub mod handler;
+pub mod journal;
 pub mod ledger;
+mod limits;
 pub mod message;
+pub mod metrics;
 pub mod outcome;
+mod partition;
 pub mod record;
+#[cfg(all(feature = "rocks", feature = "kafka"))]
+mod runtime;
 pub mod store;
+#[cfg(all(feature = "rocks", feature = "kafka"))]
+mod sweep;
 pub mod token;
 pub mod window;
 

@@ -3,6 +3,7 @@
 //! The batch is what flows through the runtime. Nothing per message is locked, sent or allocated: a message is
 //! an index into its batch, and a handler's `Bytes` are views that keep the arena alive.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -77,12 +78,13 @@ struct Entry {
 }
 
 /// Messages of one partition in offset order, as they were taken together.
-#[derive(Debug)]
 pub struct Batch {
     topic: Arc<str>,
     partition: i32,
     arena: Bytes,
     entries: Vec<Entry>,
+    /// Dropped with the batch: what its bytes were counted against.
+    lease: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl Batch {
@@ -102,6 +104,15 @@ impl Batch {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.arena.len() + self.entries.len() * size_of::<Entry>()
+    }
+
+    /// Ties something to the batch's life, such as its share of `in_flight_bytes`.
+    #[must_use]
+    pub fn with_lease(self, lease: impl Any + Send + Sync) -> Self {
+        Self {
+            lease: Some(Box::new(lease)),
+            ..self
+        }
     }
 
     /// The topic that the messages came from.
@@ -131,6 +142,18 @@ impl Batch {
             batch: self,
             entry: *entry,
         })
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Batch({}[{}], {} messages)",
+            self.topic,
+            self.partition,
+            self.entries.len()
+        )
     }
 }
 
@@ -348,6 +371,7 @@ impl BatchBuilder {
             partition: self.partition,
             arena: Bytes::from(self.arena),
             entries: self.entries,
+            lease: None,
         }
     }
 }

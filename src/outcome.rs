@@ -190,6 +190,8 @@ pub enum Stage {
     Begun {
         /// The last attempt ended with an error that says so, and that was recorded before the wait.
         not_applied: bool,
+        /// The message, where Kafka will not deliver it again: it was held, and its offset is committed.
+        message: Option<Kept>,
     },
     /// Kept for later.
     Held {
@@ -236,7 +238,7 @@ impl Open {
     #[must_use]
     pub fn bytes(&self) -> usize {
         match &self.stage {
-            Stage::Begun { .. } => 0,
+            Stage::Begun { message, .. } => message.as_ref().map_or(0, Kept::bytes),
             Stage::Held { message, .. } | Stage::Settling { message, .. } => message.bytes(),
         }
     }

@@ -163,9 +163,12 @@ pub fn encode_open(open: &Open, out: &mut Vec<u8>) {
     );
     put_fingerprint(out, open.fingerprint);
     match &open.stage {
-        Stage::Begun { not_applied } => {
+        Stage::Begun { not_applied, message } => {
             if *not_applied {
                 put_field(out, tag::NOT_APPLIED, &[]);
+            }
+            if let Some(message) = message {
+                put_message(out, message);
             }
         }
         Stage::Held {
@@ -204,6 +207,11 @@ pub fn decode_open(bytes: &[u8]) -> Result<Open, Error> {
     let stage = match state {
         state::BEGUN => Stage::Begun {
             not_applied: fields.get(tag::NOT_APPLIED).is_some(),
+            message: if fields.get(tag::HEADERS).is_some() {
+                Some(fields.message()?)
+            } else {
+                None
+            },
         },
         state::HELD => Stage::Held {
             why: HeldFor::from_number(fields.byte(tag::HELD_FOR)?)
@@ -458,7 +466,8 @@ mod tests {
         ]));
         let why = prop::sample::select(&[HeldFor::InDoubt, HeldFor::Token]);
         prop_oneof![
-            any::<bool>().prop_map(|not_applied| Stage::Begun { not_applied }),
+            (any::<bool>(), prop::option::of(messages()))
+                .prop_map(|(not_applied, message)| Stage::Begun { not_applied, message }),
             (why, messages(), verdicts).prop_map(|(why, message, verdict)| Stage::Held {
                 why,
                 message,

@@ -14,6 +14,8 @@ use crate::message::{NextOffset, Offset};
 use crate::outcome::{Closed, Open};
 use crate::token::TokenKey;
 
+mod bucket;
+pub(crate) mod lookups;
 pub mod memory;
 #[cfg(feature = "rocks")]
 pub mod rocks;
@@ -217,6 +219,14 @@ pub trait Store: Send + Sync + 'static {
     /// An I/O error, or a record that this version cannot read.
     fn load(&self, partition: PartitionId) -> Result<Known, Error>;
 
+    /// The position of one partition alone, without its open records.
+    ///
+    /// # Errors
+    /// An I/O error, or a record that this version cannot read.
+    fn load_position(&self, partition: PartitionId) -> Result<Option<Position>, Error> {
+        self.load(partition).map(|known| known.position)
+    }
+
     /// Every partition with a position or an open record.
     ///
     /// # Errors
@@ -271,6 +281,17 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// An I/O error.
     fn close(&self) -> Result<(), Error>;
+}
+
+/// What an open record is filed under, with its offset.
+pub(crate) fn first_key(open: &Open) -> TokenKey {
+    let first = open.keys.first().copied();
+    assert!(
+        first.is_some(),
+        "open record without a token key at offset {}",
+        open.offset.0
+    );
+    first.unwrap_or(TokenKey([0; 16]))
 }
 
 /// The length of a topic's time buckets: a quarter of the window, at least a millisecond.

@@ -1,0 +1,512 @@
+//! Assignments: what happens between the broker saying that a partition is ours and its task running, and back.
+//!
+//! The source of messages (the poll thread, or a script) calls these in order. Assigned: decide where to start and
+//! whether the window is cold (Inv 8) → raise the fence and note the position → commit once → serve. Revoked: drain
+//! within a budget → commit → clear the fence → unassign. Lost: clear the fence, cancel, commit nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::accounts::{Accounts, Balance};
+use crate::broker::{self, CommitMark, Committed};
+use crate::clock::{self, Clock, Instant};
+use crate::commits::Commits;
+use crate::config::{Cold, Start};
+use crate::error::Error;
+use crate::fence::{Fence, Gate};
+use crate::ledger::CommitPoint;
+use crate::limits::Budget;
+use crate::message::{Batch, NextOffset};
+use crate::partition::{Assignment, Control, Partition, Wiring};
+use crate::store::{Changes, Known, PartitionId, Position, Store, StoreId, TopicId};
+
+/// Batches of one partition that wait for its task.
+const BATCHES_WAITING: usize = 2;
+
+/// The assignments of one consumer.
+pub(crate) struct Assignments {
+    topics: BTreeMap<String, (TopicId, Arc<Wiring>)>,
+    store: Arc<dyn Store>,
+    store_id: StoreId,
+    commits: Commits,
+    budget: Budget,
+    clock: Clock,
+    cold: Cold,
+    start: Start,
+    runtime: Handle,
+    live: BTreeMap<PartitionId, Live>,
+    /// Why the consumer has to stop, from whichever task met it first.
+    failures: mpsc::UnboundedSender<Error>,
+    /// What the ended assignments of this consumer came to, for the last line of its life.
+    ended: Vec<Balance>,
+}
+
+struct Live {
+    gate: Gate,
+    accounts: Accounts,
+    batches: mpsc::Sender<Batch>,
+    control: watch::Sender<Control>,
+    task: JoinHandle<()>,
+}
+
+/// A partition that is to be served, before its task starts.
+pub(crate) struct Prepared {
+    pub(crate) id: PartitionId,
+    pub(crate) start: CommitPoint,
+    gate: Gate,
+    known: Known,
+    wiring: Arc<Wiring>,
+}
+
+/// What a decision about a partition needs to know besides the store.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts {
+    pub(crate) committed: Option<Committed>,
+    /// The first offset that the log still has.
+    pub(crate) low: i64,
+    /// The offset after the last.
+    pub(crate) high: i64,
+}
+
+/// Everything that the assignments are made of.
+pub(crate) struct Parts {
+    pub(crate) topics: BTreeMap<String, (TopicId, Arc<Wiring>)>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) commits: Commits,
+    pub(crate) budget: Budget,
+    pub(crate) clock: Clock,
+    pub(crate) cold: Cold,
+    pub(crate) start: Start,
+    pub(crate) runtime: Handle,
+    pub(crate) failures: mpsc::UnboundedSender<Error>,
+}
+
+impl Assignments {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts {
+            topics,
+            store,
+            commits,
+            budget,
+            clock,
+            cold,
+            start,
+            runtime,
+            failures,
+        } = parts;
+        let store_id = store.identity().store_id;
+        Self {
+            topics,
+            store,
+            store_id,
+            commits,
+            budget,
+            clock,
+            cold,
+            start,
+            runtime,
+            live: BTreeMap::new(),
+            failures,
+            ended: Vec::new(),
+        }
+    }
+
+    /// The number of a topic's partition, `None` for a topic that this consumer has no handler for.
+    pub(crate) fn id(&self, topic: &str, partition: i32) -> Option<PartitionId> {
+        self.topics.get(topic).map(|(id, _)| PartitionId {
+            topic: *id,
+            partition,
+        })
+    }
+
+    /// The name of the partition's topic.
+    pub(crate) fn topic(&self, id: PartitionId) -> Option<&str> {
+        self.topics
+            .iter()
+            .find(|(_, (topic, _))| *topic == id.topic)
+            .map(|(name, _)| name.as_str())
+    }
+
+    pub(crate) const fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    pub(crate) const fn commits(&self) -> &Commits {
+        &self.commits
+    }
+
+    /// The metadata of a commit of this store.
+    pub(crate) fn mark(&self, point: CommitPoint) -> String {
+        CommitMark {
+            store_id: self.store_id,
+            time_ms: point.time_ms,
+        }
+        .to_metadata()
+    }
+
+    /// Decides where an assigned partition starts, raises its fence and notes its position, durably.
+    ///
+    /// # Errors
+    /// [`broker::Error::Cold`] where a guarded class may not run without its past: that partition is not served.
+    /// Any other error stops the consumer.
+    pub(crate) fn prepare(&mut self, id: PartitionId, facts: &Facts) -> Result<Prepared, Error> {
+        let Some((topic, wiring)) = self.topics.iter().find(|(_, (topic, _))| *topic == id.topic) else {
+            return Err(Error::Internal(format!(
+                "partition of unknown topic {:?}",
+                id.topic
+            )));
+        };
+        let (topic, wiring) = (topic.clone(), Arc::clone(&wiring.1));
+        let known = self.store.load(id)?;
+        let (start, cold) = decide(self.store_id, self.start, known.position, facts);
+        if let Some(why) = cold {
+            wiring.meters.cold.increment(1.0);
+            if wiring.policy.class.is_guarded() && self.cold == Cold::Refuse {
+                return Err(broker::Error::Cold {
+                    topic,
+                    partition: id.partition,
+                    why,
+                }
+                .into());
+            }
+            tracing::warn!(%topic, partition = id.partition, %why, "the window is cold, and served as such");
+        }
+        if facts.low > start.next.0 {
+            let gone = facts.low - start.next.0;
+            tracing::error!(
+                %topic, partition = id.partition, from = start.next.0, to = facts.low, gone,
+                "the log begins after the commit point: the broker has deleted messages that nobody took; \
+                 hapax goes on with the first that is left"
+            );
+        }
+        let gate = Gate::mint(Fence(known.fence));
+        let mut changes = Changes::new(id);
+        changes.fence = Some(gate.fence());
+        changes.position = Some(Position {
+            commit_point: start.next,
+            time_ms: start.time_ms,
+            written_ms: self.clock.wall_ms(),
+        });
+        self.store.apply(&[changes])?;
+        Ok(Prepared {
+            id,
+            start,
+            gate,
+            known,
+            wiring,
+        })
+    }
+
+    /// Starts the task of a partition whose start the broker has committed with this store's mark.
+    pub(crate) fn serve(&mut self, prepared: Prepared) {
+        let Prepared {
+            id,
+            start,
+            gate,
+            known,
+            wiring,
+        } = prepared;
+        self.commits.assign(id, &gate, start);
+        let (batches, inbox) = mpsc::channel(BATCHES_WAITING);
+        let (control, orders) = watch::channel(Control::Run);
+        let accounts = Accounts::default();
+        let assignment = Assignment {
+            id,
+            gate: gate.clone(),
+            start,
+            known,
+            accounts: accounts.clone(),
+            batches: inbox,
+            control: orders,
+        };
+        let failures = self.failures.clone();
+        let task = self.runtime.spawn(async move {
+            if let Err(error) = Partition::new(wiring, assignment).run().await {
+                // Nobody listens any more where the consumer is stopping already.
+                let _ = failures.send(error);
+            }
+        });
+        self.live.insert(
+            id,
+            Live {
+                gate,
+                accounts,
+                batches,
+                control,
+                task,
+            },
+        );
+    }
+
+    /// Whether the partition's task takes a batch now.
+    pub(crate) fn has_room(&self, id: PartitionId) -> bool {
+        self.live.get(&id).is_some_and(|live| live.batches.capacity() > 0)
+    }
+
+    /// Hands over a batch; the caller has asked [`has_room`](Self::has_room).
+    pub(crate) fn offer(&self, id: PartitionId, batch: Batch) {
+        let lease = self.budget.take(batch.len(), batch.bytes());
+        let messages = batch.len();
+        let sent = self
+            .live
+            .get(&id)
+            .map(|live| live.batches.try_send(batch.with_lease(lease)));
+        if !matches!(sent, Some(Ok(()))) {
+            // Its task has ended: the messages are the next owner's.
+            self.budget.give_back(messages);
+        }
+    }
+
+    /// Tells the tasks to take nothing more and finish what runs.
+    pub(crate) fn drain(&self, ids: &[PartitionId], budget: Duration, revoked: bool) -> Instant {
+        let deadline = clock::now() + budget;
+        for live in ids.iter().filter_map(|id| self.live.get(id)) {
+            live.control.send_replace(Control::Drain { deadline, revoked });
+        }
+        deadline
+    }
+
+    /// Whether the tasks have ended.
+    pub(crate) fn are_drained(&self, ids: &[PartitionId]) -> bool {
+        ids.iter()
+            .filter_map(|id| self.live.get(id))
+            .all(|live| live.task.is_finished())
+    }
+
+    /// Ends the assignments: from here on nothing of them is written. `lost` ones are cancelled where they stand.
+    pub(crate) fn end(&mut self, ids: &[PartitionId]) {
+        for id in ids {
+            let Some(live) = self.live.remove(id) else {
+                continue;
+            };
+            live.gate.clear();
+            live.control.send_replace(Control::Cancel);
+            self.commits.forget(*id);
+            self.ended.push(live.accounts.balance());
+        }
+    }
+
+    /// Every partition that is served.
+    pub(crate) fn ids(&self) -> Vec<PartitionId> {
+        self.live.keys().copied().collect()
+    }
+
+    /// Held messages of partitions that are not ours after the first assignment: their bytes are nowhere else, so
+    /// they go to the dead-letter topic, by tasks that do nothing but that.
+    pub(crate) fn move_strays(&mut self, budget: Duration) -> Result<Vec<PartitionId>, Error> {
+        let mut strays = Vec::new();
+        for id in self.store.partitions()? {
+            if self.live.contains_key(&id) || !self.topics.values().any(|(topic, _)| *topic == id.topic) {
+                continue;
+            }
+            let known = self.store.load(id)?;
+            let Some(position) = known.position.filter(|_| {
+                known
+                    .open
+                    .iter()
+                    .any(|open| !matches!(open.stage, crate::outcome::Stage::Begun { message: None, .. }))
+            }) else {
+                continue;
+            };
+            let Some((_, wiring)) = self.topics.values().find(|(topic, _)| *topic == id.topic) else {
+                continue;
+            };
+            let start = CommitPoint {
+                next: position.commit_point,
+                time_ms: position.time_ms,
+            };
+            let gate = Gate::mint(Fence(known.fence));
+            self.serve(Prepared {
+                id,
+                start,
+                gate,
+                known,
+                wiring: Arc::clone(wiring),
+            });
+            strays.push(id);
+        }
+        self.drain(&strays, budget, true);
+        Ok(strays)
+    }
+
+    /// The books of every assignment, ended ones first.
+    pub(crate) fn balances(&self) -> Vec<Balance> {
+        self.ended
+            .iter()
+            .copied()
+            .chain(self.live.values().map(|live| live.accounts.balance()))
+            .collect()
+    }
+}
+
+/// Where to start, and what is missing of the window, if anything is.
+fn decide(
+    own: StoreId,
+    first: Start,
+    position: Option<Position>,
+    facts: &Facts,
+) -> (CommitPoint, Option<String>) {
+    let Some(committed) = &facts.committed else {
+        // The broker has forgotten the offset (or never knew one), and the store has not: go on from there.
+        if let Some(position) = position {
+            return (
+                CommitPoint {
+                    next: position.commit_point,
+                    time_ms: position.time_ms,
+                },
+                None,
+            );
+        }
+        let next = match first {
+            Start::Latest => facts.high,
+            _ => facts.low,
+        };
+        return (
+            CommitPoint {
+                next: NextOffset(next),
+                time_ms: None,
+            },
+            None,
+        );
+    };
+    let next = committed.next;
+    let Some(mark) = committed.mark else {
+        let start = CommitPoint { next, time_ms: None };
+        return (
+            start,
+            Some(format!(
+                "offset {next} was committed by something that is not hapax"
+            )),
+        );
+    };
+    let start = CommitPoint {
+        next,
+        time_ms: mark.time_ms,
+    };
+    if mark.store_id != own {
+        return (
+            start,
+            Some(format!(
+                "offset {next} was committed with store {}, this is {own}",
+                mark.store_id
+            )),
+        );
+    }
+    match position {
+        Some(position) if position.commit_point >= next => (start, None),
+        Some(position) => {
+            let known = position.commit_point;
+            (
+                start,
+                Some(format!(
+                    "offset {next} was committed with this store, which only knows {known}: it is an older copy"
+                )),
+            )
+        }
+        None => (
+            start,
+            Some(format!(
+                "offset {next} was committed with this store, which does not know the partition"
+            )),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: StoreId = StoreId([1; 16]);
+    const OTHER: StoreId = StoreId([2; 16]);
+
+    fn facts(committed: Option<(i64, Option<StoreId>)>) -> Facts {
+        let committed = committed.map(|(next, store)| Committed {
+            next: NextOffset(next),
+            mark: store.map(|store_id| CommitMark {
+                store_id,
+                time_ms: Some(77),
+            }),
+        });
+        Facts {
+            committed,
+            low: 3,
+            high: 100,
+        }
+    }
+
+    fn at(next: i64) -> Option<Position> {
+        Some(Position {
+            commit_point: NextOffset(next),
+            time_ms: Some(55),
+            written_ms: 0,
+        })
+    }
+
+    fn is_cold(position: Option<Position>, facts: &Facts) -> bool {
+        decide(OWN, Start::Earliest, position, facts).1.is_some()
+    }
+
+    #[test]
+    fn a_first_start_is_not_cold() {
+        let (start, cold) = decide(OWN, Start::Earliest, None, &facts(None));
+        assert_eq!((start.next, cold), (NextOffset(3), None));
+        assert_eq!(
+            decide(OWN, Start::Latest, None, &facts(None)).0.next,
+            NextOffset(100)
+        );
+    }
+
+    #[test]
+    fn a_restart_resumes_at_the_commit_with_its_partition_time() {
+        let (start, cold) = decide(OWN, Start::Earliest, at(12), &facts(Some((10, Some(OWN)))));
+        assert_eq!(
+            (start, cold),
+            (
+                CommitPoint {
+                    next: NextOffset(10),
+                    time_ms: Some(77)
+                },
+                None
+            )
+        );
+    }
+
+    /// Schedule 14: ten days down, offsets retention seven.
+    #[test]
+    fn a_vanished_commit_resumes_from_the_stores_own_position() {
+        let (start, cold) = decide(OWN, Start::Latest, at(12), &facts(None));
+        assert_eq!(
+            (start, cold),
+            (
+                CommitPoint {
+                    next: NextOffset(12),
+                    time_ms: Some(55)
+                },
+                None
+            )
+        );
+    }
+
+    /// Schedule 10: two members with a store each; an empty directory after a loss; a copy that is too old.
+    #[test]
+    fn what_this_store_does_not_cover_is_cold() {
+        assert!(
+            is_cold(at(12), &facts(Some((10, Some(OTHER))))),
+            "another store served it meanwhile"
+        );
+        assert!(
+            is_cold(None, &facts(Some((10, Some(OWN))))),
+            "the partition is unknown here"
+        );
+        assert!(
+            is_cold(at(9), &facts(Some((10, Some(OWN))))),
+            "the store is older than the commit"
+        );
+        assert!(is_cold(None, &facts(Some((10, None)))), "somebody else's group");
+    }
+}

@@ -1,0 +1,41 @@
+//! Kafka, through rdkafka: the one folder that names the client library.
+//!
+//! `consumer.rs` is the poll thread, `producer.rs` sends dead letters, `admin.rs` asks about topics and the cluster.
+
+pub(crate) mod admin;
+pub(crate) mod consumer;
+pub(crate) mod producer;
+
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+
+use crate::config::Settings;
+
+/// How long a question to the broker may take before hapax says that nobody answers.
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// What every client of this consumer shares: brokers, security, and what the user passes through.
+pub(crate) fn client_config(settings: &Settings) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &settings.brokers);
+    config.set("client.id", format!("hapax-{}", settings.group));
+    for (key, value) in &settings.kafka {
+        config.set(key, value);
+    }
+    config
+}
+
+/// An error of the client library, with what was being done.
+pub(crate) fn unreachable(
+    settings: &Settings,
+    what: &'static str,
+) -> impl FnOnce(KafkaError) -> super::Error {
+    let brokers = settings.brokers.clone();
+    move |error| super::Error::Unreachable {
+        brokers,
+        what,
+        why: crate::error::chain(&error),
+    }
+}

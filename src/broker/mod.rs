@@ -1,0 +1,155 @@
+//! The broker edge: what the runtime asks of Kafka, in its own words.
+//!
+//! `kafka/` is the one place that names the client library. A scripted source (`testing.rs`) drives the same
+//! runtime without a broker.
+
+#[cfg(feature = "kafka")]
+pub(crate) mod kafka;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use bytes::Bytes;
+
+use crate::message::NextOffset;
+use crate::store::StoreId;
+
+/// What a committed offset says besides its number: whose window stands behind it, and partition time there.
+///
+/// Written as `hapax1 <store id> <partition time in ms, or ->`. Anything else was committed by somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommitMark {
+    /// The store that holds the outcomes below the offset.
+    pub store_id: StoreId,
+    /// Partition time at the offset, in milliseconds since the epoch; `None` before the first message.
+    pub time_ms: Option<i64>,
+}
+
+impl CommitMark {
+    /// The metadata of the commit.
+    #[must_use]
+    pub fn to_metadata(&self) -> String {
+        match self.time_ms {
+            Some(time_ms) => format!("hapax1 {} {time_ms}", self.store_id),
+            None => format!("hapax1 {} -", self.store_id),
+        }
+    }
+
+    /// Reads a commit's metadata; `None` where it was not hapax that committed.
+    #[must_use]
+    pub fn from_metadata(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let (version, id, time, end) = (words.next()?, words.next()?, words.next()?, words.next());
+        if version != "hapax1" || end.is_some() {
+            return None;
+        }
+        let time_ms = match time {
+            "-" => None,
+            number => Some(number.parse().ok()?),
+        };
+        Some(Self {
+            store_id: id.parse().ok()?,
+            time_ms,
+        })
+    }
+}
+
+/// What the broker knows of a partition when it is assigned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    /// The committed offset.
+    pub next: NextOffset,
+    /// Its mark, `None` where it was not hapax that committed.
+    pub mark: Option<CommitMark>,
+}
+
+/// A message for the dead-letter topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Letter {
+    /// Where it goes.
+    pub topic: String,
+    /// The key, as it was.
+    pub key: Option<Bytes>,
+    /// The payload, as it was.
+    pub payload: Option<Bytes>,
+    /// The timestamp, as it was, in milliseconds since the epoch.
+    pub timestamp_ms: Option<i64>,
+    /// The headers as they were, and the lineage.
+    pub headers: Vec<(String, Option<Bytes>)>,
+}
+
+/// A send under way.
+pub type Sending = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+
+/// Sends dead letters. A send is over when the broker has acknowledged it with all replicas in sync.
+pub trait Letters: Send + Sync + 'static {
+    /// Sends one. Dropping the future does not unsend it.
+    fn send(&self, letter: Letter) -> Sending;
+}
+
+/// What can go wrong with a broker.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The client refused its configuration. Nothing was connected to. Mend the property under `[kafka]`.
+    #[error("kafka client: {0}")]
+    Config(String),
+    /// No broker answered within the time. hapax stopped; nothing is lost. Mend `brokers` or the network.
+    #[error("no answer from brokers {brokers:?} while {what}: {why}")]
+    Unreachable {
+        /// What was asked for.
+        brokers: String,
+        /// What was being done.
+        what: &'static str,
+        /// What the client said.
+        why: String,
+    },
+    /// A topic does not exist, or may not be read. Nothing runs. Create it, or mend its name.
+    #[error("topic {topic:?} cannot be consumed: {why}; create it, or mend its name")]
+    Topic {
+        /// The topic.
+        topic: String,
+        /// What the broker said.
+        why: String,
+    },
+    /// A dead letter was not acknowledged. hapax keeps it and tries again; its partition takes nothing meanwhile.
+    #[error("dead letter to {topic:?} was not acknowledged: {why}")]
+    Letter {
+        /// The dead-letter topic.
+        topic: String,
+        /// What the broker said.
+        why: String,
+    },
+    /// A guarded topic's partition is cold and `cold = "refuse"`. It is not served, the others are.
+    #[error("{topic}[{partition}] is cold: {why}; set `cold = \"run\"` to serve it without its past")]
+    Cold {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// What is missing.
+        why: String,
+    },
+    /// The client failed for good. hapax stopped with everything recorded; start it again.
+    #[error("kafka client failed: {0}")]
+    Fatal(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_mark_reads_as_it_was_written(id: [u8; 16], time_ms: Option<i64>) {
+            let mark = CommitMark { store_id: StoreId(id), time_ms };
+            prop_assert_eq!(CommitMark::from_metadata(&mark.to_metadata()), Some(mark));
+        }
+
+        #[test]
+        fn what_others_committed_is_not_a_mark(text in ".{0,60}") {
+            prop_assert_eq!(CommitMark::from_metadata(&text), None);
+        }
+    }
+}

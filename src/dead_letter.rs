@@ -1,0 +1,159 @@
+//! Dead letters: the message as it was, and where it came from.
+//!
+//! Bytes, key, headers and timestamp stay as they were; `hapax-` headers say why and whence. A header of that prefix
+//! that the message already had (a dead letter that fails again) is replaced, so that the lineage speaks of the last
+//! stop. The `hapax-id` is the same each time one message is dead-lettered for one reason: sending is at least once,
+//! and a reader can drop the repeat by it.
+
+use bytes::Bytes;
+
+use crate::broker::Letter;
+use crate::class::Class;
+use crate::message::{Kept, Offset};
+use crate::outcome::Reason;
+
+/// Where a dead letter came from, and why.
+#[derive(Debug, Clone)]
+pub struct Lineage<'a> {
+    /// Why.
+    pub reason: Reason,
+    /// What was said, in words.
+    pub error: &'a str,
+    /// Attempts made.
+    pub attempts: u32,
+    /// The topic's class.
+    pub class: Class,
+    /// The token as text, where the message had one.
+    pub token: Option<&'a str>,
+    /// The topic it was consumed from.
+    pub topic: &'a str,
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset.
+    pub offset: Offset,
+}
+
+/// The prefix of every header that hapax adds.
+pub const PREFIX: &str = "hapax-";
+
+/// An error text longer than this is cut: a letter must fit where its message fitted.
+const ERROR_BYTES_MAX: usize = 1_024;
+
+/// Builds the letter.
+#[must_use]
+pub fn letter(to: &str, message: &Kept, lineage: &Lineage<'_>) -> Letter {
+    let mut headers: Vec<_> = message
+        .headers
+        .iter()
+        .filter(|(name, _)| !name.starts_with(PREFIX))
+        .cloned()
+        .collect();
+    let mut add =
+        |name: &str, value: String| headers.push((format!("{PREFIX}{name}"), Some(Bytes::from(value))));
+    add("id", id(lineage));
+    add("reason", lineage.reason.code().to_owned());
+    add("error", cut(lineage.error, ERROR_BYTES_MAX).to_owned());
+    add("attempts", lineage.attempts.to_string());
+    add("class", lineage.class.to_string());
+    if let Some(token) = lineage.token {
+        add("token", token.to_owned());
+    }
+    add("topic", lineage.topic.to_owned());
+    add("partition", lineage.partition.to_string());
+    add("offset", lineage.offset.to_string());
+    Letter {
+        topic: to.to_owned(),
+        key: message.key.clone(),
+        payload: message.payload.clone(),
+        timestamp_ms: message.timestamp_ms,
+        headers,
+    }
+}
+
+/// The first 16 bytes of blake3 over topic, partition, offset and reason, in hex.
+fn id(lineage: &Lineage<'_>) -> String {
+    let text = format!(
+        "{}\n{}\n{}\n{}",
+        lineage.topic,
+        lineage.partition,
+        lineage.offset,
+        lineage.reason.code()
+    );
+    let mut hex = blake3::hash(text.as_bytes()).to_hex().to_string();
+    hex.truncate(32);
+    hex
+}
+
+/// At most `max` bytes of `text`, ending between characters.
+fn cut(text: &str, max: usize) -> &str {
+    let end = (0..=max.min(text.len()))
+        .rev()
+        .find(|end| text.is_char_boundary(*end))
+        .unwrap_or(0);
+    text.get(..end).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lineage() -> Lineage<'static> {
+        Lineage {
+            reason: Reason::Rejected,
+            error: "no such account",
+            attempts: 2,
+            class: Class::NonIdempotent,
+            token: Some("t-1"),
+            topic: "orders",
+            partition: 3,
+            offset: Offset(17),
+        }
+    }
+
+    #[test]
+    fn the_message_stays_as_it_was_and_says_where_it_came_from() {
+        let message = Kept {
+            timestamp_ms: Some(5),
+            key: None,
+            payload: Some(Bytes::from_static(b"\xff\x00")),
+            headers: vec![
+                ("trace".into(), None),
+                ("hapax-reason".into(), Some(Bytes::from_static(b"crashed"))),
+            ],
+        };
+        let letter = letter("orders.dead-letters", &message, &lineage());
+        assert_eq!(
+            (&letter.key, &letter.payload, letter.timestamp_ms),
+            (&None, &message.payload, Some(5))
+        );
+        let of = |name: &str| {
+            let found: Vec<_> = letter.headers.iter().filter(|(n, _)| n == name).collect();
+            assert_eq!(found.len(), 1, "{name}");
+            found[0]
+                .1
+                .as_deref()
+                .map(|v| String::from_utf8(v.to_vec()).unwrap())
+        };
+        assert_eq!(of("trace"), None);
+        assert_eq!(of("hapax-reason").unwrap(), "rejected");
+        assert_eq!(of("hapax-offset").unwrap(), "17");
+        assert_eq!(of("hapax-token").unwrap(), "t-1");
+    }
+
+    #[test]
+    fn sent_again_it_has_the_same_id() {
+        let other = Lineage {
+            offset: Offset(18),
+            ..lineage()
+        };
+        assert_eq!(id(&lineage()), id(&lineage()));
+        assert_ne!(id(&lineage()), id(&other));
+    }
+
+    #[test]
+    fn a_long_error_is_cut_between_characters() {
+        assert_eq!(cut("aé", 2), "a");
+        assert_eq!(cut("aé", 3), "aé");
+        assert_eq!(cut("", 3), "");
+    }
+}

@@ -1,0 +1,62 @@
+//! What hapax says when it cannot go on: one error type over those of each operation.
+
+use std::error::Error as StdError;
+use std::fmt::Write as _;
+
+/// Why a consumer did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration is not one that hapax can run. Nothing was connected to. Mend what the message names.
+    #[error("configuration")]
+    Config(#[from] crate::config::Error),
+    /// The store refused to open or failed. Nothing runs. See the store's error.
+    #[error("store")]
+    Store(#[from] crate::store::Error),
+    /// The broker refused or is away. Nothing was committed past what is recorded. See the broker's error.
+    #[error("broker")]
+    Broker(#[from] crate::broker::Error),
+    /// A partition met a policy that says stop. Everything before that message is recorded. Mend the message's
+    /// producer, or choose another policy.
+    #[error("{topic}[{partition}] stopped at offset {offset}: {why}")]
+    Stopped {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// The message that is not taken.
+        offset: i64,
+        /// Which policy, and what it met.
+        why: String,
+    },
+    /// A durable write failed. Nothing was dropped and nothing more ran (Inv 9). Mend the disk and start again.
+    #[error("a durable write failed, hapax stopped: {0}")]
+    Journal(String),
+    /// The system gave no thread. Nothing runs. Raise the limit on threads.
+    #[error("no thread for {what}")]
+    Thread {
+        /// Which one.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A part of hapax ended unexpectedly: a bug. Nothing was committed past what is recorded.
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+/// An error and its sources in one line, each said once.
+#[must_use]
+pub fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let said = source.to_string();
+        // Some libraries print their source inside their own message.
+        if !text.ends_with(&said) {
+            let _ = write!(text, ": {said}");
+        }
+        next = source.source();
+    }
+    text
+}

@@ -1,0 +1,256 @@
+//! Every metric of hapax: name, unit, labels and meaning, in one table.
+//!
+//! Nothing else names a metric. A handle is made once per topic or partition; per message it costs one atomic
+//! addition at the most. They go to whatever recorder the process has installed for the `metrics` crate.
+
+use metrics::{Counter, Gauge, Histogram, Unit};
+
+/// What kind of metric a definition is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+/// One metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Definition {
+    /// Its name.
+    pub name: &'static str,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its unit.
+    pub unit: Unit,
+    /// Its labels, in order.
+    pub labels: &'static [&'static str],
+    /// What it says.
+    pub help: &'static str,
+}
+
+macro_rules! definitions {
+    ($($ident:ident = $name:literal, $kind:ident, $unit:ident, [$($label:literal),*], $help:literal;)*) => {
+        mod name {
+            $(pub(super) const $ident: &str = $name;)*
+        }
+
+        /// Every metric that hapax has.
+        pub const DEFINITIONS: &[Definition] = &[
+            $(Definition { name: $name, kind: Kind::$kind, unit: Unit::$unit, labels: &[$($label),*], help: $help },)*
+        ];
+    };
+}
+
+definitions! {
+    HITS = "hapax_window_hits_total", Counter, Count, ["topic"],
+        "Messages whose token has an outcome inside the window.";
+    MISSES = "hapax_window_misses_total", Counter, Count, ["topic"],
+        "Messages whose token is new.";
+    EXPIRATIONS = "hapax_window_expirations_total", Counter, Count, ["topic"],
+        "Messages whose token has an outcome that is older than the window: they count as new.";
+    EVICTIONS = "hapax_window_evictions_total", Counter, Count, ["topic"],
+        "Time buckets dropped before they had expired, because of `window_bytes`.";
+    DUPLICATE_GAP = "hapax_duplicate_gap_seconds", Histogram, Seconds, ["topic"],
+        "Log time between a duplicate and the message whose outcome suppresses it.";
+    MISMATCHES = "hapax_mismatches_total", Counter, Count, ["topic"],
+        "Duplicates whose payload differs from the first message of the token.";
+    REDELIVERIES = "hapax_redeliveries_total", Counter, Count, ["topic"],
+        "Offsets delivered again after they were recorded.";
+    OBSERVED = "hapax_observed_duplicates_total", Counter, Count, ["topic"],
+        "Duplicates that ran because the topic's mode is `observe`.";
+    NULL_KEYS = "hapax_null_key_tokens_total", Counter, Count, ["topic"],
+        "Messages with a token and a null key: a resend may land in another partition, where it is not known.";
+    MISSING_TOKENS = "hapax_missing_tokens_total", Counter, Count, ["topic"],
+        "Messages without a token, or with one that is too long.";
+    ATTEMPTS = "hapax_attempts_total", Counter, Count, ["topic"],
+        "Calls of the handler.";
+    RETRIES = "hapax_retries_total", Counter, Count, ["topic"],
+        "Calls of the handler after the first for one message.";
+    OUTCOMES = "hapax_outcomes_total", Counter, Count, ["topic", "outcome"],
+        "Outcomes recorded: done, or failed with its reason.";
+    IN_DOUBT = "hapax_in_doubt_total", Counter, Count, ["topic", "cause"],
+        "Messages that came in doubt, by cause: crash, error, panic, deadline.";
+    PROBES = "hapax_probes_total", Counter, Count, ["topic", "answer"],
+        "Probes asked, by answer.";
+    HANDLER = "hapax_handler_seconds", Histogram, Seconds, ["topic"],
+        "Time from the start of an attempt that had to wait to its end.";
+    RECORD = "hapax_record_seconds", Histogram, Seconds, ["topic"],
+        "Time from handing a group to the journal to its acknowledgement.";
+    OPEN = "hapax_open_tokens", Gauge, Count, ["topic", "partition"],
+        "Tokens with unfinished business.";
+    OLDEST_OPEN = "hapax_oldest_open_token_seconds", Gauge, Seconds, ["topic", "partition"],
+        "Age of the oldest begun or held token, by the wall clock.";
+    HELD = "hapax_held_messages", Gauge, Count, ["topic", "partition"],
+        "Messages held.";
+    LEDGER_GAP = "hapax_ledger_gap_messages", Gauge, Count, ["topic", "partition"],
+        "Messages taken and not yet below the commit point.";
+    LAG = "hapax_lag_messages", Gauge, Count, ["topic", "partition"],
+        "High watermark less the commit point.";
+    COLD = "hapax_cold_partitions", Gauge, Count, ["topic"],
+        "Partitions whose window does not cover what it should.";
+    EFFECTIVE_WINDOW = "hapax_effective_window_seconds", Gauge, Seconds, ["topic"],
+        "How far back the window reaches now, by log time.";
+    WINDOW_BYTES = "hapax_window_bytes", Gauge, Bytes, ["topic"],
+        "Bytes of the topic's window on disk.";
+    LETTERS_FAILED = "hapax_dead_letter_failures_total", Counter, Count, ["topic"],
+        "Dead letters that were not acknowledged and are tried again; their partition takes nothing meanwhile.";
+    JUMP = "hapax_clock_jump_pending", Gauge, Count, ["topic", "partition"],
+        "1 while a timestamp far ahead waits for a second message to confirm it.";
+    TAKEN = "hapax_account_taken", Gauge, Count, ["topic", "partition"],
+        "Messages delivered in this assignment.";
+    RESTORED = "hapax_account_restored", Gauge, Count, ["topic", "partition"],
+        "Held work found at this assignment.";
+    ACCOUNTS = "hapax_account_messages", Gauge, Count, ["topic", "partition", "account"],
+        "Messages in each account of this assignment.";
+    REMAINDER = "hapax_account_remainder", Gauge, Count, ["topic", "partition"],
+        "Taken and restored less all accounts: anything but 0 is a bug, and an alarm.";
+}
+
+/// Registers descriptions with the installed recorder.
+pub fn describe() {
+    for definition in DEFINITIONS {
+        match definition.kind {
+            Kind::Counter => metrics::describe_counter!(definition.name, definition.unit, definition.help),
+            Kind::Gauge => metrics::describe_gauge!(definition.name, definition.unit, definition.help),
+            Kind::Histogram => {
+                metrics::describe_histogram!(definition.name, definition.unit, definition.help)
+            }
+        }
+    }
+}
+
+/// The handles of one topic.
+#[derive(Clone)]
+pub(crate) struct TopicMeters {
+    topic: String,
+    pub(crate) hits: Counter,
+    pub(crate) misses: Counter,
+    pub(crate) expirations: Counter,
+    pub(crate) evictions: Counter,
+    pub(crate) duplicate_gap: Histogram,
+    pub(crate) mismatches: Counter,
+    pub(crate) redeliveries: Counter,
+    pub(crate) observed: Counter,
+    pub(crate) null_keys: Counter,
+    pub(crate) missing_tokens: Counter,
+    pub(crate) attempts: Counter,
+    pub(crate) retries: Counter,
+    pub(crate) done: Counter,
+    pub(crate) handler: Histogram,
+    pub(crate) record: Histogram,
+    pub(crate) letters_failed: Counter,
+    pub(crate) cold: Gauge,
+    pub(crate) effective_window: Gauge,
+    pub(crate) window_bytes: Gauge,
+}
+
+impl TopicMeters {
+    pub(crate) fn new(topic: &str) -> Self {
+        let topic = topic.to_owned();
+        let counter = |name| metrics::counter!(name, "topic" => topic.clone());
+        let gauge = |name| metrics::gauge!(name, "topic" => topic.clone());
+        let histogram = |name| metrics::histogram!(name, "topic" => topic.clone());
+        Self {
+            hits: counter(name::HITS),
+            misses: counter(name::MISSES),
+            expirations: counter(name::EXPIRATIONS),
+            evictions: counter(name::EVICTIONS),
+            duplicate_gap: histogram(name::DUPLICATE_GAP),
+            mismatches: counter(name::MISMATCHES),
+            redeliveries: counter(name::REDELIVERIES),
+            observed: counter(name::OBSERVED),
+            null_keys: counter(name::NULL_KEYS),
+            missing_tokens: counter(name::MISSING_TOKENS),
+            attempts: counter(name::ATTEMPTS),
+            retries: counter(name::RETRIES),
+            done: metrics::counter!(name::OUTCOMES, "topic" => topic.clone(), "outcome" => "done"),
+            handler: histogram(name::HANDLER),
+            record: histogram(name::RECORD),
+            letters_failed: counter(name::LETTERS_FAILED),
+            cold: gauge(name::COLD),
+            effective_window: gauge(name::EFFECTIVE_WINDOW),
+            window_bytes: gauge(name::WINDOW_BYTES),
+            topic,
+        }
+    }
+
+    /// An outcome that is rare enough to look its counter up.
+    pub(crate) fn failed(&self, reason: crate::outcome::Reason) {
+        metrics::counter!(name::OUTCOMES, "topic" => self.topic.clone(), "outcome" => reason.code())
+            .increment(1);
+    }
+
+    pub(crate) fn in_doubt(&self, cause: &'static str) {
+        metrics::counter!(name::IN_DOUBT, "topic" => self.topic.clone(), "cause" => cause).increment(1);
+    }
+
+    pub(crate) fn probed(&self, answer: &'static str) {
+        metrics::counter!(name::PROBES, "topic" => self.topic.clone(), "answer" => answer).increment(1);
+    }
+}
+
+/// The gauges of one partition. Set once per commit interval, not per message.
+pub(crate) struct PartitionMeters {
+    open: Gauge,
+    oldest_open: Gauge,
+    held: Gauge,
+    ledger_gap: Gauge,
+    jumps: Gauge,
+    taken: Gauge,
+    restored: Gauge,
+    accounts: Vec<Gauge>,
+    remainder: Gauge,
+}
+
+/// What the gauges of one partition show.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PartitionReading {
+    pub(crate) open: usize,
+    pub(crate) oldest_open_ms: i64,
+    pub(crate) held: usize,
+    pub(crate) ledger_gap: usize,
+    pub(crate) jump_pending: bool,
+    pub(crate) balance: crate::accounts::Balance,
+}
+
+impl PartitionMeters {
+    pub(crate) fn new(topic: &str, partition: i32) -> Self {
+        let partition = partition.to_string();
+        let gauge =
+            |name| metrics::gauge!(name, "topic" => topic.to_owned(), "partition" => partition.clone());
+        let account = |account: crate::accounts::Account| metrics::gauge!(name::ACCOUNTS, "topic" => topic.to_owned(), "partition" => partition.clone(), "account" => account.name());
+        Self {
+            open: gauge(name::OPEN),
+            oldest_open: gauge(name::OLDEST_OPEN),
+            held: gauge(name::HELD),
+            ledger_gap: gauge(name::LEDGER_GAP),
+            jumps: gauge(name::JUMP),
+            taken: gauge(name::TAKEN),
+            restored: gauge(name::RESTORED),
+            accounts: crate::accounts::Account::ALL.into_iter().map(account).collect(),
+            remainder: gauge(name::REMAINDER),
+        }
+    }
+    pub(crate) fn show(&self, reading: &PartitionReading) {
+        self.open.set(reading.open as f64);
+        self.oldest_open.set(reading.oldest_open_ms as f64 / 1_000.0);
+        self.held.set(reading.held as f64);
+        self.ledger_gap.set(reading.ledger_gap as f64);
+        self.jumps.set(f64::from(u8::from(reading.jump_pending)));
+        self.taken.set(reading.balance.taken as f64);
+        self.restored.set(reading.balance.restored as f64);
+        for (gauge, count) in self.accounts.iter().zip(reading.balance.accounts) {
+            gauge.set(count as f64);
+        }
+        self.remainder.set(reading.balance.remainder() as f64);
+    }
+}
+
+/// Sets the lag of a partition, which the broker edge knows from the client's statistics.
+pub(crate) fn lag(topic: &str, partition: i32, messages: i64) {
+    metrics::gauge!(name::LAG, "topic" => topic.to_owned(), "partition" => partition.to_string())
+        .set(messages as f64);
+}

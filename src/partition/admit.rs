@@ -1,0 +1,211 @@
+//! Admit: the ledger answers repeated offsets, and the index makes every token single-flight.
+
+use std::sync::Arc;
+
+use super::work::{Holder, Keys, Origin, Phase, Work, WorkId};
+use super::{Asked, Partition};
+use crate::accounts::Account;
+use crate::config::{Concurrency, MissingToken};
+use crate::ledger::{Admitted, Slot};
+use crate::message::{Batch, Raw};
+use crate::outcome::Reason;
+use crate::token::{Found, TokenKey};
+
+impl Partition {
+    /// Takes a batch of delivered messages.
+    pub(super) fn admit(&mut self, batch: Batch) {
+        let batch = Arc::new(batch);
+        let mut keys: Vec<TokenKey> = Vec::with_capacity(4);
+        for (index, raw) in batch.iter().enumerate() {
+            if self.stopped.is_some() {
+                // Not taken: it lies behind the message that stopped the partition, and Kafka keeps it.
+                self.released_budget += 1;
+                continue;
+            }
+            keys.clear();
+            let policy = match self.read_token(&raw, &mut keys) {
+                Ok(policy) => policy,
+                Err(why) => {
+                    self.stop(raw.offset(), why);
+                    self.released_budget += 1;
+                    continue;
+                }
+            };
+            let token = keys.first().copied().unwrap_or(TokenKey([0; 16]));
+            let judged_ms = self.time.take(raw.timestamp_ms(), &token);
+            match self.ledger.admit(raw.offset(), judged_ms) {
+                Admitted::New(slot) => {
+                    self.accounts.take(1);
+                    let order = self.order_of(&raw);
+                    let id = self
+                        .works
+                        .insert(taken(slot, &batch, index, &keys, order, judged_ms, policy));
+                    self.count_suspect(id);
+                    self.enter(id);
+                }
+                Admitted::Repeat => {
+                    // Whatever became of the first delivery answers for this one too (Inv 1: it is not completed twice).
+                    self.accounts.take(1);
+                    self.accounts.shift(Account::InFlight, Account::Redelivery);
+                    self.wiring.meters.redeliveries.increment(1);
+                    self.released_budget += 1;
+                }
+                Admitted::OutOfOrder { highest } => {
+                    let why = format!("it was delivered after offset {highest}: the source broke its order");
+                    self.stop(raw.offset(), why);
+                    self.released_budget += 1;
+                }
+            }
+        }
+    }
+
+    /// Reads the token, and what a policy says of a message without a usable one. Such a message goes by its
+    /// position.
+    fn read_token(
+        &self,
+        raw: &Raw<'_>,
+        keys: &mut Vec<TokenKey>,
+    ) -> Result<Option<(Reason, String)>, String> {
+        let (reason, text) = match self.wiring.extractor.read(raw, keys) {
+            Found::Tokens => {
+                if raw.key().is_none() {
+                    self.wiring.meters.null_keys.increment(1);
+                }
+                return Ok(None);
+            }
+            Found::Missing => (Reason::MissingToken, "no source has a token".to_owned()),
+            Found::TooLong { source, bytes } => {
+                let max = self.wiring.limits.token_bytes.0;
+                (
+                    Reason::TokenTooLong,
+                    format!("{source} has {bytes} bytes, `token_bytes` is {max}"),
+                )
+            }
+        };
+        self.wiring.meters.missing_tokens.increment(1);
+        keys.push(self.wiring.extractor.position(raw));
+        match self.wiring.policy.missing_token {
+            MissingToken::UseOffset => Ok(None),
+            MissingToken::DeadLetter => Ok(Some((reason, text))),
+            MissingToken::Stop => Err(format!("{text}, and `missing_token = \"stop\"`")),
+        }
+    }
+
+    fn order_of(&self, raw: &Raw<'_>) -> Option<u64> {
+        match self.wiring.policy.concurrency {
+            // A null key says nothing about order; two keys of one hash are ordered needlessly, never wrongly.
+            Concurrency::ByKey(_) => raw
+                .key()
+                .map(|key| u64::from(crc32fast::hash(key)) << 32 | key.len() as u64),
+            _ => None,
+        }
+    }
+
+    /// After an unclean start the first messages are begun in every class, so that one that kills the process is
+    /// counted.
+    fn count_suspect(&mut self, id: WorkId) {
+        if self.suspects_left > 0 {
+            self.suspects_left -= 1;
+            if let Some(work) = self.works.get_mut(id) {
+                work.suspect = true;
+            }
+        }
+    }
+
+    /// Brings work to its token: behind whoever has it open, else into the next look-up.
+    ///
+    /// The index is entered *before* the look-up is asked for, and left only after the outcome is durable: so a
+    /// second message of the token either finds the first here, or its look-up finds the outcome.
+    pub(super) fn enter(&mut self, id: WorkId) {
+        let Some(work) = self.works.get(id) else { return };
+        let keys = work.keys.clone();
+        let mut holder = None;
+        for key in keys.as_slice() {
+            match self.index.entry(*key) {
+                hashbrown::hash_map::Entry::Occupied(entry) => {
+                    let found = *entry.get();
+                    if found != Holder::Work(id) && holder.is_none() {
+                        holder = Some(found);
+                    }
+                }
+                // Also where it waits behind another key: a third message that has only this one must wait for it.
+                hashbrown::hash_map::Entry::Vacant(entry) => {
+                    entry.insert(Holder::Work(id));
+                }
+            }
+        }
+        match holder {
+            None => {
+                self.ask_keys.extend_from_slice(keys.as_slice());
+                self.ask_ids.push(id);
+                self.set_phase(id, Phase::Judging);
+            }
+            Some(Holder::Work(first)) => {
+                self.set_phase(id, Phase::Behind);
+                if let Some(first) = self.works.get_mut(first) {
+                    first.behind.push(id);
+                }
+            }
+            Some(Holder::Resting(open)) => self.meets_resting(id, open),
+        }
+    }
+
+    /// Hands the collected keys to the look-up thread, one question for all of them.
+    pub(super) fn ask(&mut self) {
+        if self.ask_ids.is_empty() {
+            return;
+        }
+        let since_ms = self
+            .ledger
+            .commit_point()
+            .time_ms
+            .map_or(i64::MIN, |time| self.window.reach_ms(time));
+        let keys = std::mem::replace(&mut self.ask_keys, std::mem::take(&mut self.spare_keys));
+        let ids = std::mem::take(&mut self.ask_ids);
+        let answer = self.wiring.lookups.ask(self.id, since_ms, keys);
+        self.asked.push_back(Asked { answer, ids });
+    }
+
+    pub(super) fn set_phase(&mut self, id: WorkId, phase: Phase) {
+        if let Some(work) = self.works.get_mut(id) {
+            work.phase = phase;
+        }
+    }
+}
+
+fn taken(
+    slot: Slot,
+    batch: &Arc<Batch>,
+    index: usize,
+    keys: &[TokenKey],
+    order: Option<u64>,
+    judged_ms: i64,
+    policy: Option<(Reason, String)>,
+) -> Work {
+    Work {
+        origin: Origin::Taken(slot),
+        phase: Phase::Judging,
+        batch: Arc::clone(batch),
+        index: index as u32,
+        keys: Keys::of(keys),
+        order,
+        has_slot: false,
+        owns_key: false,
+        judged_ms,
+        seen_floor_ms: i64::MIN,
+        attempts: 0,
+        since_ms: 0,
+        started: None,
+        open_at: None,
+        may_have_applied: false,
+        in_doubt: false,
+        suspect: false,
+        fingerprint: None,
+        policy,
+        behind: Vec::new(),
+        ending: None,
+        closing: None,
+        held_for: None,
+        held_behind: None,
+    }
+}

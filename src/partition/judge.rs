@@ -1,0 +1,280 @@
+//! Judge: the row of the decision table that an arriving message meets (`docs/design.md`, "States, classes,
+//! verdicts").
+//!
+//! A redelivery completes silently *before* any policy is asked: the same offset was decided once, whatever the
+//! decision was. Only an outcome suppresses (Inv 2).
+
+use super::work::{Holder, Keys, OpenId, Origin, Phase, RestingState, WorkId};
+use super::{Partition, Stop};
+use crate::accounts::Account;
+use crate::config::{AfterFailure, Expired, Mode, OnMismatch};
+use crate::error::Error;
+use crate::message::Raw;
+use crate::outcome::{Closed, End, Fingerprint, HeldFor, Reason};
+use crate::store::Hit;
+use crate::store::lookups::Found;
+
+impl Partition {
+    /// The answer to the oldest look-up.
+    pub(super) fn judged(
+        &mut self,
+        answer: Result<Result<Found, crate::store::Error>, tokio::sync::oneshot::error::RecvError>,
+    ) -> Result<(), Stop> {
+        let Some(asked) = self.asked.pop_front() else {
+            return Ok(());
+        };
+        let Found { mut keys, hits } = match answer {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => return Err(Stop::Error(Error::Store(error))),
+            Err(_) => return Err(super::gone()),
+        };
+        let mut hits = hits.into_iter().peekable();
+        let mut first_key = 0;
+        let mut own: Vec<Hit> = Vec::new();
+        for id in asked.ids {
+            let Some(work) = self.works.get(id) else { continue };
+            first_key += work.keys.as_slice().len();
+            own.clear();
+            while let Some(hit) = hits.next_if(|hit| hit.key < first_key) {
+                own.push(hit);
+            }
+            match self.ruling_hit(id, &own) {
+                Some(closed) => self.meets_closed(id, &closed, own.len()),
+                None => self.meets_nothing(id),
+            }
+        }
+        keys.clear();
+        self.spare_keys = keys;
+        Ok(())
+    }
+
+    /// Of several records of one message's tokens the one at its own offset rules, else the latest.
+    fn ruling_hit(&self, id: WorkId, hits: &[Hit]) -> Option<Closed> {
+        let own = self.works.get(id)?.offset();
+        hits.iter()
+            .max_by_key(|hit| (hit.closed.offset == own, hit.closed.offset))
+            .map(|hit| hit.closed.clone())
+    }
+
+    /// Its token is closed.
+    pub(super) fn meets_closed(&mut self, id: WorkId, closed: &Closed, keys_found: usize) {
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        // At its own offset, or (after a run by `after_failure`) at a higher one: this delivery was decided before.
+        if matches!(work.origin, Origin::Taken(_)) && closed.offset >= work.offset() {
+            self.wiring.meters.redeliveries.increment(1);
+            self.finish(id, Account::Redelivery, Some(closed));
+            return;
+        }
+        // A later record must not lie in an older bucket than this one, where the look-up would not see it first.
+        work.seen_floor_ms = work.seen_floor_ms.max(closed.first_seen_ms);
+        let commit_point = self.ledger.commit_point().next;
+        if !self
+            .window
+            .holds(work.judged_ms, closed.first_seen_ms, closed.offset, commit_point)
+        {
+            self.wiring.meters.expirations.increment(1);
+            self.meets_nothing(id);
+            return;
+        }
+        self.wiring.meters.hits.increment(1);
+        match closed.end {
+            End::Done(_) => self.duplicate(id, closed, keys_found),
+            End::Failed(_) if self.wiring.policy.after_failure == AfterFailure::Run => self.run_anew(id),
+            End::Failed(_) => self.duplicate(id, closed, keys_found),
+            End::Invalidated => self.refuse(
+                id,
+                Reason::Invalidated,
+                "an operator invalidated its token".into(),
+            ),
+            End::Forgotten => self.run_anew(id),
+        }
+    }
+
+    /// Its token is new, or as good as new.
+    fn meets_nothing(&mut self, id: WorkId) {
+        self.wiring.meters.misses.increment(1);
+        let Some(work) = self.works.get(id) else { return };
+        if let Some((reason, error)) = work.policy.clone() {
+            self.give_up(id, reason, error);
+            return;
+        }
+        if self.wiring.policy.expired == Expired::DeadLetter {
+            let window_ms = self.window.length_ms();
+            let raw = work.raw();
+            if let Some(birth) = self
+                .wiring
+                .extractor
+                .birth_ms(&raw)
+                .filter(|birth| work.judged_ms - birth >= window_ms)
+            {
+                let age_ms = work.judged_ms - birth;
+                let error = format!("its token was made {age_ms} ms before, the window is {window_ms} ms");
+                self.refuse(id, Reason::Expired, error);
+                return;
+            }
+        }
+        self.run_anew(id);
+    }
+
+    fn run_anew(&mut self, id: WorkId) {
+        self.set_phase(id, Phase::Ready);
+        self.ready.push_back(id);
+    }
+
+    /// The same token at another offset, inside the window.
+    fn duplicate(&mut self, id: WorkId, closed: &Closed, keys_found: usize) {
+        let Some(work) = self.works.get(id) else { return };
+        #[expect(clippy::cast_precision_loss, reason = "a histogram takes floats")]
+        self.wiring
+            .meters
+            .duplicate_gap
+            .record((work.judged_ms - closed.first_seen_ms) as f64 / 1_000.0);
+        let fields = &self.wiring.policy.mismatch.fields;
+        if let Some(first) = closed.fingerprint
+            && self
+                .fingerprint(&work.raw(), matches!(first, Fingerprint::Fields(_)))
+                .is_some_and(|own| own.differs(first))
+        {
+            self.wiring.meters.mismatches.increment(1);
+            if matches!(first, Fingerprint::Fields(_))
+                && self.wiring.policy.mismatch.then == OnMismatch::DeadLetter
+            {
+                let error = format!(
+                    "{} differ from the message at offset {}",
+                    fields.join(", "),
+                    closed.offset
+                );
+                self.refuse(id, Reason::Mismatch, error);
+                return;
+            }
+        }
+        if self.wiring.policy.mode == Mode::Observe {
+            self.wiring.meters.observed.increment(1);
+            self.run_anew(id);
+            return;
+        }
+        let keys = work.keys.clone();
+        if keys_found < keys.as_slice().len() {
+            // Rotation: the aliases that have no record get this one, so that a third message with only the other
+            // source finds it. Recorded before this message completes.
+            let aliases = keys.as_slice().iter().map(|key| (*key, closed.clone()));
+            self.changes.closed.extend(aliases);
+            self.record(id, Account::Duplicate, closed.end.clone());
+            return;
+        }
+        self.finish(id, Account::Duplicate, Some(closed));
+    }
+
+    /// A policy gives up on this message, not on its token: the outcome is recorded under its position, and looked
+    /// up there first, so that a redelivery of it is silent too.
+    fn refuse(&mut self, id: WorkId, reason: Reason, error: String) {
+        self.leave_index(id);
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        let position = self.wiring.extractor.position(&work.raw());
+        work.keys = Keys::One(position);
+        work.policy = Some((reason, error));
+        let behind = std::mem::take(&mut work.behind);
+        self.enter(id);
+        for waiter in behind {
+            self.enter(waiter);
+        }
+    }
+
+    /// What later messages of the token are compared with.
+    pub(super) fn fingerprint(&self, raw: &Raw<'_>, of_fields: bool) -> Option<Fingerprint> {
+        if !of_fields {
+            return Some(Fingerprint::Whole(crc32fast::hash(
+                raw.payload().unwrap_or_default(),
+            )));
+        }
+        let value: serde_json::Value = serde_json::from_slice(raw.payload()?).ok()?;
+        let mut hasher = blake3::Hasher::new_derive_key("hapax 2026-11-25 mismatch fields v1");
+        for pointer in &self.wiring.policy.mismatch.fields {
+            // An absent field is not the field null; the lengths keep neighbours apart.
+            let text = value.pointer(pointer).map(ToString::to_string);
+            hasher.update(
+                &text
+                    .as_ref()
+                    .map_or(u64::MAX, |text| text.len() as u64)
+                    .to_le_bytes(),
+            );
+            hasher.update(text.unwrap_or_default().as_bytes());
+        }
+        let hash = hasher.finalize();
+        hash.as_bytes()
+            .first_chunk::<8>()
+            .map(|bytes| Fingerprint::Fields(u64::from_le_bytes(*bytes)))
+    }
+
+    /// Its token is open, and no work here is about it.
+    pub(super) fn meets_resting(&mut self, id: WorkId, open: OpenId) {
+        let Some(resting) = self.resting.get(open) else {
+            return;
+        };
+        match resting.state {
+            RestingState::Begun { .. } => self.take_over(id, open),
+            RestingState::Held(_) => {
+                let own = self.works.get(id).map(super::work::Work::offset);
+                let behind = resting.behind.iter().filter_map(|open| self.resting.get(*open));
+                if own == Some(resting.offset) || behind.map(|r| Some(r.offset)).any(|offset| offset == own) {
+                    // It is held already: recorded, and so complete.
+                    self.wiring.meters.redeliveries.increment(1);
+                    self.finish(id, Account::Redelivery, None);
+                } else {
+                    self.hold(id, HeldFor::Token, Some(open));
+                }
+            }
+        }
+    }
+
+    /// Begun, and its owner is gone: this message takes the in-doubt row.
+    fn take_over(&mut self, id: WorkId, open: OpenId) {
+        let Some(resting) = self.resting.try_remove(open) else {
+            return;
+        };
+        let RestingState::Begun { not_applied } = resting.state else {
+            return;
+        };
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        work.attempts = resting.attempts;
+        work.since_ms = resting.since_ms;
+        work.open_at = Some((resting.keys.first(), resting.offset));
+        work.seen_floor_ms = work.seen_floor_ms.max(resting.first_seen_ms);
+        work.may_have_applied = !not_applied;
+        work.in_doubt = !not_applied;
+        let mut keys = work.keys.as_slice().to_vec();
+        keys.extend(
+            resting
+                .keys
+                .as_slice()
+                .iter()
+                .filter(|key| !work.keys.as_slice().contains(key)),
+        );
+        work.keys = Keys::of(&keys);
+        for key in keys {
+            self.index.insert(key, Holder::Work(id));
+        }
+        if !not_applied {
+            self.wiring.meters.in_doubt("crash");
+        }
+        self.run_anew(id);
+    }
+
+    /// Takes every key that this work holds out of the index.
+    pub(super) fn leave_index(&mut self, id: WorkId) {
+        let Some(work) = self.works.get(id) else { return };
+        for key in work.keys.as_slice() {
+            if let hashbrown::hash_map::Entry::Occupied(entry) = self.index.entry(*key)
+                && *entry.get() == Holder::Work(id)
+            {
+                entry.remove();
+            }
+        }
+    }
+}

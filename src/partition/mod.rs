@@ -1,0 +1,543 @@
+//! The partition task: the way of a message, for one assignment of one partition.
+//!
+//! One task owns everything about its partition, so nothing here is locked. A message goes through the files of this
+//! folder in one direction:
+//!
+//! | step | file | what happens |
+//! |---|---|---|
+//! | admit | `admit.rs` | the ledger answers repeats, the index makes tokens single-flight |
+//! | judge | `judge.rs` | one look-up for the batch, then the row of the decision table |
+//! | begin | `begin.rs` | a slot, decoding, and for a guarded class a durable `Begun` |
+//! | attempt | `crate::attempt` | the handler |
+//! | (ended) | `ended.rs` | what an attempt's end means for its class: done, again, in doubt, given up |
+//! | record | `record.rs` | groups to the journal, and what their acknowledgement completes |
+//! | complete | `record.rs` | ledger, accounts, whoever waited behind it, the commit point |
+//!
+//! What comes back is only durable acknowledgements, back-pressure and the commit point.
+
+mod admit;
+mod begin;
+mod ended;
+mod judge;
+mod record;
+mod restore;
+mod work;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
+use hashbrown::HashMap;
+use slab::Slab;
+use tokio::sync::{mpsc, watch};
+
+use crate::accounts::Accounts;
+use crate::attempt::{Attempts, Factory};
+use crate::backoff::{Bounds, Waits};
+use crate::broker::{self, Letters};
+use crate::clock::{self, Clock, Instant};
+use crate::commits::Commits;
+use crate::config::{Limits, TopicPolicy};
+use crate::error::Error;
+use crate::fence::Gate;
+use crate::journal::{Acks, Failure, Journal};
+use crate::ledger::{CommitPoint, Ledger};
+use crate::limits::Budget;
+use crate::message::Batch;
+use crate::metrics::{PartitionMeters, PartitionReading, TopicMeters};
+use crate::store::lookups::{Answer, Loading, Lookups};
+use crate::store::{Changes, Known, PartitionId};
+use crate::token::{Extractor, TokenKey};
+use crate::window::{PartitionTime, Window};
+use work::{Index, Resting, Work, WorkId};
+
+/// What the partition tasks of one topic share.
+pub(crate) struct Wiring {
+    pub(crate) topic: Arc<str>,
+    pub(crate) policy: TopicPolicy,
+    pub(crate) dead_letter_topic: String,
+    pub(crate) limits: Limits,
+    pub(crate) max_clock_jump: Duration,
+    pub(crate) commit_every: Duration,
+    pub(crate) extractor: Extractor,
+    pub(crate) factory: Arc<dyn Factory>,
+    pub(crate) clock: Clock,
+    pub(crate) lookups: Lookups,
+    pub(crate) journal: Arc<dyn Journal>,
+    pub(crate) letters: Arc<dyn Letters>,
+    pub(crate) commits: Commits,
+    pub(crate) budget: Budget,
+    pub(crate) meters: TopicMeters,
+    pub(crate) seed: u64,
+    /// Starts in a row of this store that ended without a clean shutdown.
+    pub(crate) unclean_starts: u32,
+}
+
+/// One assignment, as its task is started for it.
+pub(crate) struct Assignment {
+    pub(crate) id: PartitionId,
+    pub(crate) gate: Gate,
+    pub(crate) start: CommitPoint,
+    pub(crate) known: Known,
+    pub(crate) accounts: Accounts,
+    pub(crate) batches: mpsc::Receiver<Batch>,
+    pub(crate) control: watch::Receiver<Control>,
+}
+
+/// What a partition task is told from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Control {
+    /// Take and run.
+    Run,
+    /// Take nothing more, finish what runs until the deadline, record it, end.
+    Drain {
+        /// What still runs at this instant is abandoned.
+        deadline: Instant,
+        /// The partition goes to another member, and with it what is held.
+        revoked: bool,
+    },
+    /// The partition is lost: write nothing, end now.
+    Cancel,
+}
+
+/// Waiting for one batch of look-ups.
+struct Asked {
+    answer: Answer,
+    ids: Vec<WorkId>,
+}
+
+/// One group handed to the journal.
+struct Submitted {
+    number: u64,
+    at: Instant,
+    ids: Vec<WorkId>,
+    /// The commit point that may be committed once this group is durable.
+    point: Option<CommitPoint>,
+}
+
+/// Groups of one partition on their way to the disk at once: while one becomes durable, the next collects.
+const SUBMITTED_MAX: usize = 2;
+
+/// Look-ups of one partition on their way at once.
+const ASKED_MAX: usize = 2;
+
+/// See the module.
+pub(crate) struct Partition {
+    wiring: Arc<Wiring>,
+    id: PartitionId,
+    partition: i32,
+    gate: Gate,
+    window: Window,
+    bounds: Bounds,
+    accounts: Accounts,
+    meters: PartitionMeters,
+    now: Instant,
+    assigned_at: Instant,
+
+    // Words: what is known of this partition.
+    ledger: Ledger,
+    time: PartitionTime,
+    works: Slab<Work>,
+    resting: Slab<Resting>,
+    index: Index,
+    held: usize,
+    held_bytes: usize,
+    suspects_left: usize,
+
+    // Judge.
+    ask_keys: Vec<TokenKey>,
+    ask_ids: Vec<WorkId>,
+    asked: VecDeque<Asked>,
+    spare_keys: Vec<TokenKey>,
+
+    // Begin and attempt.
+    ready: VecDeque<WorkId>,
+    busy: HashMap<u64, VecDeque<WorkId>>,
+    begun: VecDeque<WorkId>,
+    slots_used: usize,
+    running: usize,
+    attempts: Box<dyn Attempts>,
+    waits: Waits,
+    timers: BTreeSet<(Instant, WorkId)>,
+    /// Work whose wait is over.
+    due: Vec<WorkId>,
+
+    // Record and complete.
+    changes: Changes,
+    changed: Vec<WorkId>,
+    submitted: VecDeque<Submitted>,
+    next_number: u64,
+    acks: Arc<Acks>,
+    sending: FuturesUnordered<futures_util::future::BoxFuture<'static, (WorkId, Result<(), broker::Error>)>>,
+    letters_failing: usize,
+    published: CommitPoint,
+    publish_due: Instant,
+    publish_now: bool,
+    released_budget: usize,
+
+    batches: mpsc::Receiver<Batch>,
+    control: watch::Receiver<Control>,
+    draining: Option<Instant>,
+    /// Held messages on their way from the store, to be dead-lettered because the partition goes.
+    moving: Option<Loading>,
+    stopped: Option<Error>,
+}
+
+/// What wakes a partition task.
+enum Wake {
+    Control,
+    Durable,
+    Judged(
+        Result<
+            Result<crate::store::lookups::Found, crate::store::Error>,
+            tokio::sync::oneshot::error::RecvError,
+        >,
+    ),
+    Attempt(WorkId, crate::attempt::Event),
+    Sent(WorkId, Result<(), broker::Error>),
+    Moved(Result<Result<Known, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
+    Timer,
+    Batch(Option<Batch>),
+}
+
+impl Partition {
+    pub(crate) fn new(wiring: Arc<Wiring>, assignment: Assignment) -> Self {
+        let Assignment {
+            id,
+            gate,
+            start,
+            known,
+            accounts,
+            batches,
+            control,
+        } = assignment;
+        let now = clock::now();
+        let retry = &wiring.policy.retry;
+        let bounds = Bounds {
+            attempts_max: retry.attempts,
+            total: retry.total,
+            first: retry.first,
+            wait_max: retry.max,
+        };
+        let seed = wiring.seed ^ (id.partition as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let suspects_left = if wiring.unclean_starts > 0 {
+            wiring.limits.in_flight
+        } else {
+            0
+        };
+        let wall_ms = wiring.clock.wall_ms();
+        let mut partition = Self {
+            window: Window::of_ms(clock::millis(wiring.policy.window)),
+            meters: PartitionMeters::new(&wiring.topic, id.partition),
+            ledger: Ledger::new(start),
+            time: PartitionTime::new(start.time_ms, wall_ms, clock::millis(wiring.max_clock_jump)),
+            attempts: wiring.factory.attempts(),
+            id,
+            partition: id.partition,
+            gate,
+            bounds,
+            accounts,
+            now,
+            assigned_at: now,
+            works: Slab::new(),
+            resting: Slab::new(),
+            index: Index::default(),
+            held: 0,
+            held_bytes: 0,
+            suspects_left,
+            ask_keys: Vec::new(),
+            ask_ids: Vec::new(),
+            asked: VecDeque::new(),
+            spare_keys: Vec::new(),
+            ready: VecDeque::new(),
+            busy: HashMap::new(),
+            begun: VecDeque::new(),
+            slots_used: 0,
+            running: 0,
+            waits: Waits::seeded(seed),
+            timers: BTreeSet::new(),
+            due: Vec::new(),
+            changes: Changes::new(id),
+            changed: Vec::new(),
+            submitted: VecDeque::new(),
+            next_number: 1,
+            acks: Arc::new(Acks::default()),
+            sending: FuturesUnordered::new(),
+            letters_failing: 0,
+            published: start,
+            publish_due: now + wiring.commit_every,
+            publish_now: false,
+            released_budget: 0,
+            batches,
+            control,
+            draining: None,
+            moving: None,
+            stopped: None,
+            wiring,
+        };
+        partition.restore(known, wall_ms);
+        partition
+    }
+
+    /// Runs until it is drained, lost, or cannot go on.
+    ///
+    /// # Errors
+    /// Where a policy says stop, or a durable write or a look-up failed: the whole consumer stops.
+    pub(crate) async fn run(mut self) -> Result<(), Error> {
+        let outcome = self.serve().await;
+        self.attempts.cancel_all();
+        self.release_all();
+        match outcome {
+            // The next owner's messages: nothing of this assignment was written after its end.
+            Err(Stop::Fenced) | Ok(()) => Ok(()),
+            Err(Stop::Error(error)) => Err(error),
+        }
+    }
+
+    async fn serve(&mut self) -> Result<(), Stop> {
+        loop {
+            self.now = clock::now();
+            self.advance()?;
+            if self.is_finished()? {
+                return Ok(());
+            }
+            match self.next_wake().await {
+                Wake::Control => self.controlled()?,
+                Wake::Durable => {}
+                Wake::Judged(answer) => self.judged(answer)?,
+                Wake::Attempt(id, event) => self.attempt_event(id, event)?,
+                Wake::Sent(id, result) => self.sent(id, result),
+                Wake::Moved(known) => {
+                    self.moving = None;
+                    self.moved(known.map_err(|_| gone())?)?;
+                }
+                Wake::Timer => {}
+                Wake::Batch(Some(batch)) => self.admit(batch),
+                Wake::Batch(None) => self.drain(self.now, false),
+            }
+        }
+    }
+
+    /// Everything that needs no waiting, until nothing is left to do.
+    fn advance(&mut self) -> Result<(), Stop> {
+        self.acknowledged()?;
+        self.fire_timers();
+        for id in std::mem::take(&mut self.due) {
+            self.try_again(id)?;
+        }
+        self.drain_attempt_events()?;
+        self.ask();
+        self.fill_slots()?;
+        self.publish();
+        self.submit();
+        self.give_back_budget();
+        Ok(())
+    }
+
+    async fn next_wake(&mut self) -> Wake {
+        let takes = self.takes();
+        let due = self.next_due();
+        let attempts = &mut self.attempts;
+        let asked = &mut self.asked;
+        let moving = &mut self.moving;
+        tokio::select! {
+            biased;
+            changed = self.control.changed() => { let _ = changed; Wake::Control }
+            () = self.acks.changed(), if !self.submitted.is_empty() => Wake::Durable,
+            answer = async { match asked.front_mut() { Some(asked) => (&mut asked.answer).await, None => std::future::pending().await } } => Wake::Judged(answer),
+            known = async { match moving { Some(loading) => loading.await, None => std::future::pending().await } } => Wake::Moved(known),
+            (id, event) = std::future::poll_fn(|cx| attempts.poll_event(cx)) => Wake::Attempt(id, event),
+            Some((id, result)) = self.sending.next(), if !self.sending.is_empty() => Wake::Sent(id, result),
+            batch = self.batches.recv(), if takes => Wake::Batch(batch),
+            () = clock::sleep_until(due) => Wake::Timer,
+        }
+    }
+
+    /// Attempts that ended meanwhile, without a wake for each.
+    fn drain_attempt_events(&mut self) -> Result<(), Stop> {
+        loop {
+            let attempts = &mut self.attempts;
+            match std::future::poll_fn(|cx| attempts.poll_event(cx)).now_or_never() {
+                Some((id, event)) => self.attempt_event(id, event)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Whether another batch may be taken: back-pressure towards the poll thread is not taking.
+    fn takes(&self) -> bool {
+        self.draining.is_none()
+            && self.stopped.is_none()
+            && self.letters_failing == 0
+            && self.asked.len() < ASKED_MAX
+            && self.held < self.wiring.limits.held
+            && (self.held_bytes as u64) < self.wiring.limits.held_bytes.0
+            && self.ledger.len() < self.wiring.limits.in_flight
+    }
+
+    fn next_due(&self) -> Instant {
+        let mut due = self.publish_due;
+        if let Some((timer, _)) = self.timers.first() {
+            due = due.min(*timer);
+        }
+        self.draining.map_or(due, |deadline| {
+            if deadline > self.now {
+                due.min(deadline)
+            } else {
+                due
+            }
+        })
+    }
+
+    fn fire_timers(&mut self) {
+        while let Some(&(due, id)) = self.timers.first() {
+            if due > self.now {
+                return;
+            }
+            self.timers.pop_first();
+            self.timer_due(id);
+        }
+    }
+
+    fn controlled(&mut self) -> Result<(), Stop> {
+        let control = *self.control.borrow_and_update();
+        match control {
+            Control::Run => {}
+            Control::Drain { deadline, revoked } => self.drain(deadline, revoked),
+            Control::Cancel => return Err(Stop::Fenced),
+        }
+        Ok(())
+    }
+
+    /// Takes nothing more; what was begun and not started is un-begun.
+    fn drain(&mut self, deadline: Instant, revoked: bool) {
+        if self.draining.is_none() {
+            self.draining = Some(deadline);
+            self.unbegin();
+            if revoked {
+                self.move_held();
+            }
+        }
+    }
+
+    /// Whether the task has nothing left that it may finish.
+    fn is_finished(&mut self) -> Result<bool, Stop> {
+        let busy_on_disk = !self.submitted.is_empty() || !self.changes.is_empty();
+        if let Some(deadline) = self.draining {
+            let busy = busy_on_disk
+                || self.running > 0
+                || self.moving.is_some()
+                || !self.sending.is_empty()
+                || self.has_waiting_ends();
+            if busy && self.now < deadline {
+                return Ok(false);
+            }
+            if busy && busy_on_disk {
+                // What is decided is recorded even past the deadline: the journal answers in milliseconds or fails.
+                return Ok(false);
+            }
+            if !self.is_published() {
+                self.publish_now = true;
+                self.publish();
+                self.submit();
+                return Ok(self.submitted.is_empty());
+            }
+            return Ok(true);
+        }
+        if self.stopped.is_some() && !busy_on_disk && self.works.is_empty() {
+            if self.is_published() {
+                return self
+                    .stopped
+                    .take()
+                    .map_or(Ok(true), |error| Err(Stop::Error(error)));
+            }
+            self.publish_now = true;
+            self.publish();
+            self.submit();
+        }
+        Ok(false)
+    }
+
+    /// Shows the gauges; called once per commit interval.
+    fn show(&self) {
+        let wall_ms = self.wiring.clock.wall_ms();
+        let oldest = self.resting.iter().map(|(_, resting)| resting.since_ms).min();
+        let oldest = self
+            .works
+            .iter()
+            .map(|(_, work)| work.since_ms)
+            .filter(|since| *since > 0)
+            .chain(oldest)
+            .min();
+        self.meters.show(&PartitionReading {
+            open: self.index.len(),
+            oldest_open_ms: oldest.map_or(0, |since| wall_ms - since),
+            held: self.held,
+            ledger_gap: self.ledger.len(),
+            jump_pending: self.time.is_jump_pending(),
+            balance: self.accounts.balance(),
+        });
+    }
+
+    fn give_back_budget(&mut self) {
+        if self.released_budget > 0 {
+            self.wiring.budget.give_back(self.released_budget);
+            self.released_budget = 0;
+        }
+    }
+
+    /// The end of the assignment: what is in flight or held goes to the next owner.
+    fn release_all(&mut self) {
+        let in_flight = self
+            .works
+            .iter()
+            .filter(|(_, work)| matches!(work.origin, work::Origin::Taken(_)))
+            .count();
+        let mut undelivered = 0;
+        while let Ok(batch) = self.batches.try_recv() {
+            undelivered += batch.len();
+        }
+        self.accounts.take(undelivered as u64);
+        self.wiring
+            .budget
+            .give_back(in_flight + undelivered + self.released_budget);
+        self.released_budget = 0;
+        self.accounts.release();
+        self.show();
+    }
+
+    fn stop(&mut self, offset: crate::message::Offset, why: impl Into<String>) {
+        if self.stopped.is_none() {
+            self.stopped = Some(Error::Stopped {
+                topic: self.wiring.topic.to_string(),
+                partition: self.partition,
+                offset: offset.0,
+                why: why.into(),
+            });
+        }
+    }
+}
+
+/// The look-up thread ended before its questions did.
+fn gone() -> Stop {
+    Stop::Error(Error::Internal("the look-up thread is gone".into()))
+}
+
+/// Why a task ends before it is drained.
+enum Stop {
+    /// The assignment is over; nothing more of it is written.
+    Fenced,
+    /// The consumer stops with this.
+    Error(Error),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Fenced => Self::Fenced,
+            Failure::Broken(why) => Self::Error(Error::Journal(why)),
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! Record and complete: what is decided goes to the journal in groups, and nothing is complete before its group is
+//! durable (Inv 1).
+//!
+//! A dead letter takes two steps, so that a crash between them loses nothing: the outcome and the message are made
+//! durable as `Settling`, then the letter is sent, then the token is closed. A crash after the first step sends again.
+
+use futures_util::FutureExt as _;
+
+use super::work::{Ending, Holder, OpenId, Origin, Phase, Resting, RestingState, WorkId};
+use super::{Partition, Stop, Submitted};
+use crate::accounts::Account;
+use crate::broker;
+use crate::clock;
+use crate::dead_letter::{self, Lineage};
+use crate::message::Kept;
+use crate::outcome::{Closed, End, HeldFor, Reason, Stage};
+use crate::store::{Changes, Position};
+
+impl Partition {
+    /// Closes the token with that outcome; complete when it is durable.
+    pub(super) fn record(&mut self, id: WorkId, account: Account, end: End) {
+        let needs_print = !matches!(account, Account::Duplicate);
+        if needs_print {
+            self.take_fingerprint(id);
+        }
+        self.free_slot(id);
+        let now_ms = self.time.now_ms().unwrap_or(0);
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        // After a hold the window counts from the outcome.
+        let first_seen_ms = if work.origin == Origin::Restored {
+            now_ms.max(work.first_seen_ms())
+        } else {
+            work.first_seen_ms()
+        };
+        let closed = Closed {
+            end,
+            offset: work.offset(),
+            first_seen_ms,
+            attempts: work.attempts,
+            fingerprint: work.fingerprint,
+        };
+        if needs_print {
+            let keys = work.keys.as_slice();
+            if let [key] = keys {
+                self.changes.closed.push((*key, closed.clone()));
+            } else {
+                self.changes
+                    .closed
+                    .extend(keys.iter().map(|key| (*key, closed.clone())));
+            }
+        }
+        self.changes.removed.extend(work.open_at.take());
+        work.phase = Phase::Recording;
+        work.closing = Some((account, closed));
+        self.changed.push(id);
+    }
+
+    fn take_fingerprint(&mut self, id: WorkId) {
+        let Some(work) = self.works.get(id).filter(|work| work.fingerprint.is_none()) else {
+            return;
+        };
+        let print = self.fingerprint(&work.raw(), !self.wiring.policy.mismatch.fields.is_empty());
+        if let Some(work) = self.works.get_mut(id) {
+            work.fingerprint = print;
+        }
+    }
+
+    /// Gives up on a message: `Settling` first, the letter next, the outcome last.
+    pub(super) fn give_up(&mut self, id: WorkId, reason: Reason, error: String) {
+        self.take_fingerprint(id);
+        self.free_slot(id);
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        let end = End::Failed(reason);
+        work.phase = Phase::Settling;
+        work.ending = Some(Box::new(Ending {
+            end: end.clone(),
+            error: error.clone(),
+            failed_sends: 0,
+        }));
+        let message = Kept::copy_of(&work.raw());
+        if let Some(open) = self.open_record(id, Stage::Settling { end, message, error }) {
+            self.write_open(id, open);
+        }
+    }
+
+    /// Keeps a message for a verdict, or behind the token that is open.
+    pub(super) fn hold(&mut self, id: WorkId, why: HeldFor, behind: Option<OpenId>) {
+        self.take_fingerprint(id);
+        self.free_slot(id);
+        let wall_ms = self.wiring.clock.wall_ms();
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        if work.since_ms == 0 {
+            work.since_ms = wall_ms;
+        }
+        work.phase = Phase::Holding;
+        work.held_behind = behind;
+        work.held_for = Some(why);
+        let message = Kept::copy_of(&work.raw());
+        self.held += 1;
+        self.held_bytes += message.bytes();
+        if let Some(open) = self.open_record(
+            id,
+            Stage::Held {
+                why,
+                message,
+                verdict: None,
+            },
+        ) {
+            self.write_open(id, open);
+        }
+    }
+
+    /// Hands the collected group over, unless enough are on their way: the next one collects meanwhile.
+    pub(super) fn submit(&mut self) {
+        if self.changes.is_empty() || self.submitted.len() >= super::SUBMITTED_MAX {
+            return;
+        }
+        let changes = std::mem::replace(&mut self.changes, Changes::new(self.id));
+        let point = changes.position.is_some().then(|| self.ledger.commit_point());
+        let number = self.next_number;
+        self.next_number += 1;
+        let ids = std::mem::take(&mut self.changed);
+        self.submitted.push_back(Submitted {
+            number,
+            at: self.now,
+            ids,
+            point,
+        });
+        self.wiring.journal.submit(crate::journal::Submission {
+            gate: self.gate.clone(),
+            acks: std::sync::Arc::clone(&self.acks),
+            number,
+            changes,
+        });
+    }
+
+    /// Goes on with whatever has become durable.
+    pub(super) fn acknowledged(&mut self) -> Result<(), Stop> {
+        let durable = self.acks.durable();
+        while let Some(submitted) = self
+            .submitted
+            .pop_front_if(|submitted| submitted.number <= durable)
+        {
+            crate::crash::point("after-record");
+            self.wiring
+                .meters
+                .record
+                .record(self.now.duration_since(submitted.at).as_secs_f64());
+            for id in submitted.ids {
+                self.durable(id)?;
+            }
+            if let Some(point) = submitted.point {
+                self.published = point;
+                self.wiring.commits.publish(self.id, &self.gate, point);
+            }
+        }
+        self.acks.state()?;
+        Ok(())
+    }
+
+    /// What was on its way to the disk for this work is there.
+    fn durable(&mut self, id: WorkId) -> Result<(), Stop> {
+        let Some(work) = self.works.get_mut(id) else {
+            return Ok(());
+        };
+        match work.phase {
+            Phase::Beginning => self.begun(id)?,
+            Phase::Noting => self.noted(id)?,
+            Phase::Settling => self.send_letter(id),
+            Phase::Recording => {
+                if let Some((account, closed)) = work.closing.take() {
+                    self.finish(id, account, Some(&closed));
+                }
+            }
+            Phase::Holding => self.held(id),
+            // Un-begun at a drain: the removal is durable, and the message is the next owner's.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Its hold is durable: the message is complete, its token stays open.
+    fn held(&mut self, id: WorkId) {
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        let Some(why) = work.held_for else { return };
+        let behind = work.held_behind;
+        let resting = Resting {
+            keys: work.keys.clone(),
+            offset: work.offset(),
+            attempts: work.attempts,
+            since_ms: work.since_ms,
+            first_seen_ms: work.first_seen_ms(),
+            bytes: Kept::copy_of(&work.raw()).bytes(),
+            state: RestingState::Held(why),
+            fingerprint: work.fingerprint,
+            behind: Vec::new(),
+        };
+        let keys = work.keys.clone();
+        let open = self.resting.insert(resting);
+        match behind.and_then(|first| self.resting.get_mut(first)) {
+            Some(first) => first.behind.push(open),
+            None => {
+                for key in keys.as_slice() {
+                    self.index.insert(*key, Holder::Resting(open));
+                }
+            }
+        }
+        self.finish(id, Account::Held, None);
+    }
+
+    /// The message is complete. Whoever waited behind it shares a durable outcome, or is judged anew.
+    pub(super) fn finish(&mut self, id: WorkId, account: Account, closed: Option<&Closed>) {
+        self.free_slot(id);
+        self.leave_index(id);
+        let Some(work) = self.works.try_remove(id) else {
+            return;
+        };
+        match work.origin {
+            Origin::Taken(slot) => {
+                self.accounts.shift(Account::InFlight, account);
+                self.ledger.complete(slot);
+                self.released_budget += 1;
+            }
+            Origin::Restored => {
+                self.accounts.shift(Account::Held, account);
+                self.held = self.held.saturating_sub(1);
+                self.held_bytes = self.held_bytes.saturating_sub(Kept::copy_of(&work.raw()).bytes());
+            }
+        }
+        for waiter in work.behind {
+            let Some(waiting) = self.works.get(waiter) else {
+                continue;
+            };
+            let key = waiting.keys.first();
+            let single = waiting.keys.as_slice().len() == 1;
+            match closed {
+                // The outcome is durable, and nobody has opened the token since: no look-up is needed to share it.
+                Some(closed) if single && !self.index.contains_key(&key) => {
+                    self.index.insert(key, Holder::Work(waiter));
+                    self.meets_closed(waiter, closed, 1);
+                }
+                _ => self.enter(waiter),
+            }
+        }
+    }
+
+    pub(super) fn send_letter(&mut self, id: WorkId) {
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        let Some(ending) = work.ending.as_ref() else {
+            return;
+        };
+        let End::Failed(reason) = ending.end else { return };
+        work.phase = Phase::Sending;
+        let raw = work.raw();
+        let token = self.wiring.extractor.text(&raw);
+        let lineage = Lineage {
+            reason,
+            error: &ending.error,
+            attempts: work.attempts,
+            class: self.wiring.policy.class,
+            token: token.as_deref(),
+            topic: &self.wiring.topic,
+            partition: self.partition,
+            offset: raw.offset(),
+        };
+        let letter = dead_letter::letter(&self.wiring.dead_letter_topic, &Kept::copy_of(&raw), &lineage);
+        let sending = self.wiring.letters.send(letter);
+        let wait = match ending.failed_sends {
+            0 => None,
+            // One message a second at the slowest: the topic may be down for long, and its partition waits.
+            failed => Some(clock::now() + std::time::Duration::from_millis(100 << failed.min(3))),
+        };
+        let gate = self.gate.clone();
+        self.sending.push(
+            async move {
+                if let Some(wait) = wait {
+                    clock::sleep_until(wait).await;
+                }
+                // What an older assignment gave up on reaches no output (Inv 5).
+                if !gate.accepts() {
+                    return (id, Err(broker::Error::Fatal("the assignment is over".into())));
+                }
+                (id, sending.await)
+            }
+            .boxed(),
+        );
+    }
+
+    /// A dead letter was acknowledged, or has to be sent again.
+    pub(super) fn sent(&mut self, id: WorkId, result: Result<(), broker::Error>) {
+        let Some(ending) = self.works.get_mut(id).and_then(|work| work.ending.as_mut()) else {
+            return;
+        };
+        match result {
+            Ok(()) => {
+                crate::crash::point("before-letter-record");
+                if std::mem::take(&mut ending.failed_sends) > 0 {
+                    self.letters_failing -= 1;
+                }
+                let end = ending.end.clone();
+                if let End::Failed(reason) = end {
+                    self.wiring.meters.failed(reason);
+                }
+                self.record(id, Account::Failed, end);
+            }
+            Err(error) => {
+                self.wiring.meters.letters_failed.increment(1);
+                ending.failed_sends += 1;
+                if ending.failed_sends == 1 {
+                    self.letters_failing += 1;
+                    let why = crate::error::chain(&error);
+                    tracing::warn!(
+                        topic = %self.wiring.topic, partition = self.partition, %why,
+                        "a dead letter was not acknowledged; it is sent again, and its partition takes nothing meanwhile"
+                    );
+                }
+                if self.draining.is_none() {
+                    self.send_letter(id);
+                }
+            }
+        }
+    }
+
+    pub(super) fn is_published(&self) -> bool {
+        self.published == self.ledger.commit_point()
+    }
+
+    /// Puts the commit point into the group when a commit is due. It is committed once the store knows it: an offset
+    /// that the store does not know means that the window is cold.
+    pub(super) fn publish(&mut self) {
+        if self.publish_due <= self.now {
+            self.publish_due = self.now + self.wiring.commit_every;
+            self.publish_now = true;
+            self.show();
+        }
+        if !self.publish_now || self.is_published() || self.submitted.len() >= super::SUBMITTED_MAX {
+            return;
+        }
+        self.publish_now = false;
+        let point = self.ledger.commit_point();
+        self.changes.position = Some(Position {
+            commit_point: point.next,
+            time_ms: point.time_ms,
+            written_ms: self.wiring.clock.wall_ms(),
+        });
+    }
+}

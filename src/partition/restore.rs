@@ -1,0 +1,262 @@
+//! Restore: what the store knows of a partition when it is assigned, and what becomes of held work when it goes.
+
+use std::sync::Arc;
+
+use super::work::{Ending, Holder, Keys, Origin, Phase, Resting, RestingState, Work};
+use super::{Partition, Stop};
+use crate::accounts::Account;
+use crate::clock;
+use crate::error::Error;
+use crate::outcome::{End, HeldFor, Open, Reason, Stage, Stored, Verdict};
+use crate::store::Known;
+
+impl Partition {
+    /// Takes up what an earlier assignment left open. Begun records wait for their message to be delivered again;
+    /// held ones rest until a verdict or their age; a verdict given meanwhile is carried out; a letter that was not
+    /// acknowledged is sent again.
+    pub(super) fn restore(&mut self, known: Known, wall_ms: i64) {
+        let held_age_ms = clock::millis(self.wiring.limits.held_age);
+        // Ascending offsets: whoever is held behind a token comes after the record that holds it.
+        for open in known.open {
+            let too_old = wall_ms.saturating_sub(open.since_ms) >= held_age_ms;
+            match &open.stage {
+                Stage::Begun {
+                    not_applied,
+                    message: None,
+                } => {
+                    let state = RestingState::Begun {
+                        not_applied: *not_applied,
+                    };
+                    self.rest(&open, state);
+                }
+                Stage::Begun {
+                    not_applied,
+                    message: Some(_),
+                } => {
+                    // It was held, an operator said run, and the process died while it ran: in doubt, like any other.
+                    self.count_restored(&open);
+                    let not_applied = *not_applied;
+                    let Some(id) = self.revive(&open, Phase::Ready) else {
+                        continue;
+                    };
+                    if let Some(work) = self.works.get_mut(id) {
+                        work.may_have_applied = !not_applied;
+                        work.in_doubt = !not_applied;
+                    }
+                    self.ready.push_back(id);
+                }
+                Stage::Held { why, verdict, .. } => {
+                    self.count_restored(&open);
+                    let why = *why;
+                    match verdict {
+                        Some(verdict) => self.carry_out(&open, *verdict),
+                        None if too_old => {
+                            let error = format!(
+                                "held for {} ms, `held_age` is {held_age_ms} ms",
+                                wall_ms - open.since_ms
+                            );
+                            self.give_up_restored(&open, Reason::HeldTooLong, error);
+                        }
+                        None => self.rest_or_follow(&open, why),
+                    }
+                }
+                Stage::Settling { end, error, .. } => {
+                    self.count_restored(&open);
+                    let (end, error) = (end.clone(), error.clone());
+                    let Some(id) = self.revive(&open, Phase::Settling) else {
+                        continue;
+                    };
+                    if let Some(work) = self.works.get_mut(id) {
+                        work.ending = Some(Box::new(Ending {
+                            end,
+                            error,
+                            failed_sends: 0,
+                        }));
+                    }
+                    self.send_letter(id);
+                }
+            }
+        }
+    }
+
+    fn count_restored(&mut self, open: &Open) {
+        self.accounts.restore(1);
+        self.held += 1;
+        self.held_bytes += open.bytes();
+    }
+
+    /// Held behind a token whose own record is being carried out: it follows as work, to be judged by the outcome.
+    fn rest_or_follow(&mut self, open: &Open, why: HeldFor) {
+        let holder = open.keys.iter().find_map(|key| self.index.get(key).copied());
+        match holder {
+            Some(Holder::Work(first)) => {
+                let Some(id) = self.revive(open, Phase::Behind) else {
+                    return;
+                };
+                if let Some(first) = self.works.get_mut(first) {
+                    first.behind.push(id);
+                }
+            }
+            Some(Holder::Resting(first)) => {
+                let resting = resting_of(open, RestingState::Held(why));
+                let id = self.resting.insert(resting);
+                if let Some(first) = self.resting.get_mut(first) {
+                    first.behind.push(id);
+                }
+            }
+            // The record it was held behind is closed: judge it now.
+            None if why == HeldFor::Token => {
+                if let Some(id) = self.revive(open, Phase::Judging) {
+                    self.enter(id);
+                }
+            }
+            None => self.rest(open, RestingState::Held(why)),
+        }
+    }
+
+    fn rest(&mut self, open: &Open, state: RestingState) {
+        let id = self.resting.insert(resting_of(open, state));
+        for key in &open.keys {
+            self.index.entry(*key).or_insert(Holder::Resting(id));
+        }
+    }
+
+    /// What an operator decided while the consumer was stopped.
+    fn carry_out(&mut self, open: &Open, verdict: Verdict) {
+        match verdict {
+            Verdict::Done => {
+                if let Some(id) = self.revive(open, Phase::Judging) {
+                    self.wiring.meters.done.increment(1);
+                    self.record(id, Account::Done, End::Done(Stored::Nothing));
+                }
+            }
+            Verdict::Run => {
+                if let Some(id) = self.revive(open, Phase::Ready) {
+                    if let Some(work) = self.works.get_mut(id) {
+                        // The operator says that it was not applied; the attempts of before are not counted against it.
+                        work.may_have_applied = false;
+                        work.attempts = work.attempts.min(self.bounds.attempts_max.saturating_sub(1));
+                    }
+                    self.ready.push_back(id);
+                }
+            }
+            Verdict::DeadLetter => {
+                self.give_up_restored(
+                    open,
+                    Reason::Operator,
+                    "an operator resolved it to the dead-letter topic".into(),
+                );
+            }
+        }
+    }
+
+    fn give_up_restored(&mut self, open: &Open, reason: Reason, error: String) {
+        if let Some(id) = self.revive(open, Phase::Judging) {
+            self.give_up(id, reason, error);
+        }
+    }
+
+    /// Makes work of an open record that carries its message.
+    fn revive(&mut self, open: &Open, phase: Phase) -> Option<usize> {
+        let (Stage::Held { message, .. }
+        | Stage::Settling { message, .. }
+        | Stage::Begun {
+            message: Some(message),
+            ..
+        }) = &open.stage
+        else {
+            return None;
+        };
+        let batch = Arc::new(message.into_batch(Arc::clone(&self.wiring.topic), self.partition, open.offset));
+        let keys = Keys::of(&open.keys);
+        let id = self.works.insert(Work {
+            origin: Origin::Restored,
+            phase,
+            order: None,
+            batch,
+            index: 0,
+            has_slot: false,
+            owns_key: false,
+            judged_ms: self.time.now_ms().unwrap_or(open.first_seen_ms),
+            seen_floor_ms: open.first_seen_ms,
+            attempts: open.attempts,
+            since_ms: open.since_ms,
+            started: None,
+            open_at: Some((keys.first(), open.offset)),
+            may_have_applied: false,
+            in_doubt: false,
+            suspect: false,
+            fingerprint: open.fingerprint,
+            policy: None,
+            behind: Vec::new(),
+            ending: None,
+            closing: None,
+            held_for: None,
+            held_behind: None,
+            keys,
+        });
+        for key in &open.keys {
+            self.index.entry(*key).or_insert(Holder::Work(id));
+        }
+        Some(id)
+    }
+}
+
+impl Partition {
+    /// The partition goes to another member: what is held here below the commit point goes to the dead-letter topic,
+    /// because nobody else has it; what is held above it is dropped, because Kafka delivers it again.
+    pub(super) fn move_held(&mut self) {
+        if self
+            .resting
+            .iter()
+            .any(|(_, resting)| matches!(resting.state, RestingState::Held(_)))
+        {
+            self.moving = Some(self.wiring.lookups.load(self.id));
+        }
+    }
+
+    /// The held messages, with their bytes.
+    pub(super) fn moved(&mut self, known: Result<Known, crate::store::Error>) -> Result<(), Stop> {
+        let known = known.map_err(|error| Stop::Error(Error::Store(error)))?;
+        let commit_point = self.ledger.commit_point().next;
+        for open in known.open {
+            if !matches!(open.stage, Stage::Held { .. }) {
+                continue;
+            }
+            let resting = self
+                .resting
+                .iter()
+                .find(|(_, r)| r.offset == open.offset && r.keys.as_slice() == open.keys);
+            let Some(found) = resting.map(|(found, _)| found) else {
+                continue;
+            };
+            self.resting.remove(found);
+            for key in &open.keys {
+                if self.index.get(key) == Some(&Holder::Resting(found)) {
+                    self.index.remove(key);
+                }
+            }
+            if open.offset.0 < commit_point.0 {
+                let error = "held here when its partition went to another member".to_owned();
+                self.give_up_restored(&open, Reason::Moved, error);
+            } else if let Some(key) = open.keys.first() {
+                self.changes.removed.push((*key, open.offset));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn resting_of(open: &Open, state: RestingState) -> Resting {
+    Resting {
+        keys: Keys::of(&open.keys),
+        offset: open.offset,
+        attempts: open.attempts,
+        since_ms: open.since_ms,
+        first_seen_ms: open.first_seen_ms,
+        bytes: open.bytes(),
+        state,
+        fingerprint: open.fingerprint,
+        behind: Vec::new(),
+    }
+}

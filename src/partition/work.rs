@@ -1,0 +1,239 @@
+//! Work: one message on its way through a partition task, and the index of every open token.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use crate::accounts::Account;
+use crate::clock::Instant;
+use crate::ledger::Slot;
+use crate::message::{Batch, Offset, Raw};
+use crate::outcome::{Closed, End, Fingerprint, HeldFor, Reason};
+use crate::token::TokenKey;
+
+/// Names one piece of work; reused once it is complete.
+pub(super) type WorkId = usize;
+
+/// Names one open record that no work is about.
+pub(super) type OpenId = usize;
+
+/// The keys of one message: nearly always one, and then without an allocation.
+#[derive(Debug, Clone)]
+pub(super) enum Keys {
+    One(TokenKey),
+    Many(Box<[TokenKey]>),
+}
+
+impl Keys {
+    pub(super) fn of(keys: &[TokenKey]) -> Self {
+        match keys {
+            [one] => Self::One(*one),
+            many => Self::Many(many.into()),
+        }
+    }
+
+    pub(super) fn as_slice(&self) -> &[TokenKey] {
+        match self {
+            Self::One(key) => std::slice::from_ref(key),
+            Self::Many(keys) => keys,
+        }
+    }
+
+    /// The key of the first source: names the open record.
+    pub(super) fn first(&self) -> TokenKey {
+        match self {
+            Self::One(key) => *key,
+            Self::Many(keys) => keys.first().copied().unwrap_or(TokenKey([0; 16])),
+        }
+    }
+}
+
+/// Where a piece of work is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Its look-up is under way.
+    Judging,
+    /// Another message of its token is in flight here: it waits for that outcome, without a slot.
+    Behind,
+    /// Judged, to be run when there is a slot.
+    Ready,
+    /// Its key is busy with an earlier message.
+    BehindKey,
+    /// Being decoded.
+    Preparing,
+    /// Its begin is on the way to the disk.
+    Beginning,
+    /// Begun ahead: durable, and waiting for a slot.
+    Begun,
+    /// The handler runs.
+    Running,
+    /// "Not applied" is on the way to the disk; the wait comes after.
+    Noting,
+    /// Waiting for the next attempt.
+    Waiting,
+    /// The probe is asked.
+    Probing,
+    /// Its outcome is on the way to the disk.
+    Recording,
+    /// Its hold is on the way to the disk.
+    Holding,
+    /// Its outcome with a dead letter is on the way to the disk.
+    Settling,
+    /// Its dead letter is on the way to the broker.
+    Sending,
+}
+
+/// How a piece of work came here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Delivered, at that place in the ledger.
+    Taken(Slot),
+    /// Found in the store at assignment: it lies in no ledger.
+    Restored,
+}
+
+/// One message on its way.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) origin: Origin,
+    pub(super) phase: Phase,
+    pub(super) batch: Arc<Batch>,
+    pub(super) index: u32,
+    pub(super) keys: Keys,
+    /// The message key's hash for `by_key`; `None` where nothing orders it.
+    pub(super) order: Option<u64>,
+    /// Whether it holds a slot.
+    pub(super) has_slot: bool,
+    /// Whether its key is its own, so that later messages of the key wait.
+    pub(super) owns_key: bool,
+    /// Partition time when it was judged.
+    pub(super) judged_ms: i64,
+    /// Not before this are its records first seen: a token that ran again must not lie below its older record.
+    pub(super) seen_floor_ms: i64,
+    /// Attempts started or begun so far, also in earlier processes.
+    pub(super) attempts: u32,
+    /// Wall clock of its first begin, 0 before.
+    pub(super) since_ms: i64,
+    /// When its first attempt here started.
+    pub(super) started: Option<Instant>,
+    /// The open record that this work has to remove when it ends: its name and offset.
+    pub(super) open_at: Option<(TokenKey, Offset)>,
+    /// An earlier attempt may have applied something.
+    pub(super) may_have_applied: bool,
+    /// That is to be decided before it runs: its class's row comes first.
+    pub(super) in_doubt: bool,
+    /// It is begun in every class: the process died while messages like this one ran.
+    pub(super) suspect: bool,
+    pub(super) fingerprint: Option<Fingerprint>,
+    /// What a policy says of it, once it is known to be new.
+    pub(super) policy: Option<(Reason, String)>,
+    /// Messages of its token that wait for its outcome, in offset order.
+    pub(super) behind: Vec<WorkId>,
+    /// The end whose letter is to be sent first.
+    pub(super) ending: Option<Box<Ending>>,
+    /// The outcome that is on its way to the disk, and the account that the message then lies in.
+    pub(super) closing: Option<(Account, Closed)>,
+    /// Why it is being held, and behind which record.
+    pub(super) held_for: Option<HeldFor>,
+    pub(super) held_behind: Option<OpenId>,
+}
+
+/// An end on its way.
+#[derive(Debug, Clone)]
+pub(super) struct Ending {
+    pub(super) end: End,
+    pub(super) error: String,
+    /// Sends of the dead letter that failed so far.
+    pub(super) failed_sends: u32,
+}
+
+impl Work {
+    pub(super) fn raw(&self) -> Raw<'_> {
+        match self.batch.get(self.index as usize) {
+            Some(raw) => raw,
+            None => panic!(
+                "work points at message {} of a batch of {}",
+                self.index,
+                self.batch.len()
+            ),
+        }
+    }
+
+    pub(super) fn offset(&self) -> Offset {
+        self.raw().offset()
+    }
+
+    pub(super) fn first_seen_ms(&self) -> i64 {
+        self.judged_ms.max(self.seen_floor_ms)
+    }
+}
+
+/// An open record that no work is about: begun by somebody who is gone, or held. Its bytes stay in the store.
+#[derive(Debug)]
+pub(super) struct Resting {
+    pub(super) keys: Keys,
+    pub(super) offset: Offset,
+    pub(super) attempts: u32,
+    pub(super) since_ms: i64,
+    pub(super) first_seen_ms: i64,
+    pub(super) bytes: usize,
+    pub(super) state: RestingState,
+    pub(super) fingerprint: Option<Fingerprint>,
+    /// Held behind this one: later messages of its token.
+    pub(super) behind: Vec<OpenId>,
+}
+
+/// What an open record without work is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RestingState {
+    /// Its owner is gone.
+    Begun {
+        /// The last attempt is known to have changed nothing.
+        not_applied: bool,
+    },
+    /// Kept for later.
+    Held(HeldFor),
+}
+
+/// Who has a token open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// Work in flight.
+    Work(WorkId),
+    /// A record at rest.
+    Resting(OpenId),
+}
+
+/// Every open token of the partition.
+pub(super) type Index = HashMap<TokenKey, Holder, Uniform>;
+
+/// Token keys are uniform already: their first eight bytes are the hash.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Uniform;
+
+impl std::hash::BuildHasher for Uniform {
+    type Hasher = Prefix;
+
+    fn build_hasher(&self) -> Prefix {
+        Prefix(0)
+    }
+}
+
+/// See [`Uniform`].
+#[derive(Debug)]
+pub(super) struct Prefix(u64);
+
+impl std::hash::Hasher for Prefix {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(prefix) = bytes.first_chunk::<8>() {
+            self.0 = u64::from_le_bytes(*prefix);
+        }
+    }
+
+    // A derived `Hash` of an array writes its length first; it says nothing here.
+    fn write_usize(&mut self, _: usize) {}
+}

@@ -1,0 +1,96 @@
+//! Look-ups off the async runtime: one thread that answers a batch of keys at a time.
+//!
+//! No RocksDB call runs on a runtime's worker: a read that meets a slow disk would starve every task beside it.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+
+use tokio::sync::oneshot;
+
+use super::{Error, Hit, Known, PartitionId, Store};
+use crate::token::TokenKey;
+
+/// What was found for one batch; the keys come back so that their buffer can serve again.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) keys: Vec<TokenKey>,
+    pub(crate) hits: Vec<Hit>,
+}
+
+/// The answer to one batch.
+pub(crate) type Answer = oneshot::Receiver<Result<Found, Error>>;
+
+/// The answer to [`Lookups::load`].
+pub(crate) type Loading = oneshot::Receiver<Result<Known, Error>>;
+
+enum Question {
+    LookUp {
+        partition: PartitionId,
+        since_ms: i64,
+        keys: Vec<TokenKey>,
+        reply: oneshot::Sender<Result<Found, Error>>,
+    },
+    Load {
+        partition: PartitionId,
+        reply: oneshot::Sender<Result<Known, Error>>,
+    },
+}
+
+/// The handle of the thread, which ends with its last handle.
+#[derive(Debug, Clone)]
+pub(crate) struct Lookups {
+    questions: mpsc::Sender<Question>,
+}
+
+impl Lookups {
+    /// Starts the thread on that store.
+    ///
+    /// # Errors
+    /// Where the system gives no thread.
+    pub(crate) fn start(store: Arc<dyn Store>) -> std::io::Result<(Self, thread::JoinHandle<()>)> {
+        let (questions, inbox) = mpsc::channel::<Question>();
+        let thread = thread::Builder::new()
+            .name("hapax-lookups".into())
+            .spawn(move || {
+                for question in inbox {
+                    // Nobody waits any more where the assignment ended meanwhile.
+                    match question {
+                        Question::LookUp {
+                            partition,
+                            since_ms,
+                            keys,
+                            reply,
+                        } => {
+                            let mut hits = Vec::new();
+                            let answer = store.look_up(partition, since_ms, &keys, &mut hits);
+                            let _ = reply.send(answer.map(|()| Found { keys, hits }));
+                        }
+                        Question::Load { partition, reply } => {
+                            let _ = reply.send(store.load(partition));
+                        }
+                    }
+                }
+            })?;
+        Ok((Self { questions }, thread))
+    }
+
+    /// Asks for one batch. The answer is an error of the channel where the thread is gone.
+    pub(crate) fn ask(&self, partition: PartitionId, since_ms: i64, keys: Vec<TokenKey>) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.questions.send(Question::LookUp {
+            partition,
+            since_ms,
+            keys,
+            reply,
+        });
+        answer
+    }
+
+    /// Asks for all that the store knows of a partition, the bytes of held messages included.
+    pub(crate) fn load(&self, partition: PartitionId) -> Loading {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.questions.send(Question::Load { partition, reply });
+        answer
+    }
+}
