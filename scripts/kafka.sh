@@ -45,8 +45,10 @@ fetch() {
     local new=$cache/lib.$$ old=$cache/lib.old.$$
     trap 'rm -rf "$new" "$old"' EXIT
     say "fetching the jars of Kafka $version with Maven into $lib"
-    mvn -q -B -f "$pom" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$new" </dev/null >&2 ||
-        fail "Maven could not fetch the jars"
+    # Even without colours it resets them: sed keeps those codes out of logs.
+    mvn -q -B -Dstyle.color=never -f "$pom" dependency:copy-dependencies \
+        -DincludeScope=runtime -DoutputDirectory="$new" </dev/null 2>&1 |
+        sed -e $'s/\033\\[[0-9;]*m//g' -e '/^$/d' >&2 || fail "Maven could not fetch the jars"
     stamp >"$new/.complete"
     if ! fetched; then
         if [ -e "$lib" ]; then mv "$lib" "$old"; fi

@@ -146,7 +146,7 @@ fi
 
 needed=$(echo "$lacking" | grep -E '^(compiler|make|libclang|clang_headers)\|' || true)
 say "still missing: $(echo "$lacking" | cut -d '|' -f 2 | paste -s -d ',' - | sed 's/,/, /g'). Please install:"
-say "  apt-get install $(echo "$lacking" | sed 's/ or [^|]*|/|/' | packages 3)"
+say "  apt-get install $(echo "$lacking" | packages 3 | sed 's/ or [^ ]*//g')"
 say "  dnf install $(echo "$lacking" | packages 4)"
 say "  brew install $(echo "$lacking" | packages 5)    (the compiler: xcode-select --install)"
 if [ -z "$needed" ] && [ "${CI:-}" != true ]; then

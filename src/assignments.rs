@@ -43,7 +43,7 @@ pub(crate) struct Assignments {
     /// Why the consumer has to stop, from whichever task met it first.
     failures: mpsc::UnboundedSender<Error>,
     /// What the ended assignments of this consumer came to, for the last line of its life.
-    ended: Vec<Balance>,
+    ended: Vec<Accounts>,
 }
 
 struct Live {
@@ -287,7 +287,7 @@ impl Assignments {
             live.gate.clear();
             live.control.send_replace(Control::Cancel);
             self.commits.forget(*id);
-            self.ended.push(live.accounts.balance());
+            self.ended.push(live.accounts);
         }
     }
 
@@ -336,11 +336,7 @@ impl Assignments {
 
     /// The books of every assignment, ended ones first.
     pub(crate) fn balances(&self) -> Vec<Balance> {
-        self.ended
-            .iter()
-            .copied()
-            .chain(self.live.values().map(|live| live.accounts.balance()))
-            .collect()
+        self.ended.iter().chain(self.live.values().map(|live| &live.accounts)).map(Accounts::balance).collect()
     }
 }
 

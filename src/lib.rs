@@ -27,6 +27,8 @@ mod runtime;
 pub mod store;
 #[cfg(all(feature = "rocks", feature = "kafka"))]
 mod sweep;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod token;
 pub mod window;
 

@@ -15,14 +15,17 @@ use super::tree::{Node, Table, Value};
 
 const PREFIX: &str = "HAPAX_";
 
-/// Names under the same prefix that are no configuration, so they are nobody's typing error. Kubernetes sets the first
-/// ones in every pod of a namespace that has a service named `hapax`.
-const OTHERS: [&str; 5] = [
+/// Beginnings of names under the same prefix that are no configuration, so they are nobody's typing error. Kubernetes
+/// sets the first two in every pod of a namespace that has a service named `hapax`; the rest belong to logging, tests
+/// and the Makefile.
+const OTHERS: [&str; 7] = [
     "HAPAX_SERVICE_",
     "HAPAX_PORT",
     "HAPAX_LOG",
     "HAPAX_TEST_",
     "HAPAX_CRASH_",
+    "HAPAX_CACHE",
+    "HAPAX_PEER_",
 ];
 
 /// What the environment says; variables without the prefix `HAPAX_` are none of ours.

@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn json_gives_the_value() {
         assert_eq!(
-            decode(&Json::new(), Some(br#"{"cents":5}"#)).unwrap(),
+            decode(&Json::<Order>::new(), Some(br#"{"cents":5}"#)).unwrap(),
             Order { cents: 5 }
         );
     }

@@ -21,6 +21,8 @@ mod ended;
 mod judge;
 mod record;
 mod restore;
+#[cfg(all(test, feature = "testing"))]
+mod tests;
 mod work;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -187,7 +189,8 @@ pub(crate) struct Partition {
 
 /// What wakes a partition task.
 enum Wake {
-    Control,
+    /// Something was ordered, or (`false`) whoever orders is gone.
+    Control(bool),
     Durable,
     Judged(
         Result<
@@ -304,7 +307,8 @@ impl Partition {
                 return Ok(());
             }
             match self.next_wake().await {
-                Wake::Control => self.controlled()?,
+                Wake::Control(true) => self.controlled()?,
+                Wake::Control(false) => return Err(Stop::Fenced),
                 Wake::Durable => {}
                 Wake::Judged(answer) => self.judged(answer)?,
                 Wake::Attempt(id, event) => self.attempt_event(id, event)?,
@@ -344,7 +348,7 @@ impl Partition {
         let moving = &mut self.moving;
         tokio::select! {
             biased;
-            changed = self.control.changed() => { let _ = changed; Wake::Control }
+            changed = self.control.changed() => Wake::Control(changed.is_ok()),
             () = self.acks.changed(), if !self.submitted.is_empty() => Wake::Durable,
             answer = async { match asked.front_mut() { Some(asked) => (&mut asked.answer).await, None => std::future::pending().await } } => Wake::Judged(answer),
             known = async { match moving { Some(loading) => loading.await, None => std::future::pending().await } } => Wake::Moved(known),

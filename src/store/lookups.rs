@@ -38,9 +38,33 @@ enum Question {
 }
 
 /// The handle of the thread, which ends with its last handle.
-#[derive(Debug, Clone)]
-pub(crate) struct Lookups {
-    questions: mpsc::Sender<Question>,
+#[derive(Clone)]
+pub(crate) struct Lookups(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Thread(mpsc::Sender<Question>),
+    #[cfg(feature = "testing")]
+    Inline(Arc<dyn Store>),
+}
+
+fn answer(store: &dyn Store, question: Question) {
+    // Nobody waits any more where the assignment ended meanwhile.
+    match question {
+        Question::LookUp {
+            partition,
+            since_ms,
+            keys,
+            reply,
+        } => {
+            let mut hits = Vec::new();
+            let answer = store.look_up(partition, since_ms, &keys, &mut hits);
+            let _ = reply.send(answer.map(|()| Found { keys, hits }));
+        }
+        Question::Load { partition, reply } => {
+            let _ = reply.send(store.load(partition));
+        }
+    }
 }
 
 impl Lookups {
@@ -52,33 +76,29 @@ impl Lookups {
         let (questions, inbox) = mpsc::channel::<Question>();
         let thread = thread::Builder::new()
             .name("hapax-lookups".into())
-            .spawn(move || {
-                for question in inbox {
-                    // Nobody waits any more where the assignment ended meanwhile.
-                    match question {
-                        Question::LookUp {
-                            partition,
-                            since_ms,
-                            keys,
-                            reply,
-                        } => {
-                            let mut hits = Vec::new();
-                            let answer = store.look_up(partition, since_ms, &keys, &mut hits);
-                            let _ = reply.send(answer.map(|()| Found { keys, hits }));
-                        }
-                        Question::Load { partition, reply } => {
-                            let _ = reply.send(store.load(partition));
-                        }
-                    }
-                }
-            })?;
-        Ok((Self { questions }, thread))
+            .spawn(move || inbox.into_iter().for_each(|question| answer(&*store, question)))?;
+        Ok((Self(Kind::Thread(questions)), thread))
+    }
+
+    /// Answers in the caller's thread: for a memory store, and for tests that want one order of events.
+    #[cfg(feature = "testing")]
+    pub(crate) fn inline(store: Arc<dyn Store>) -> Self {
+        Self(Kind::Inline(store))
+    }
+
+    fn put(&self, question: Question) {
+        match &self.0 {
+            // Where the thread is gone the question is dropped, and with it the sender that somebody waits for.
+            Kind::Thread(questions) => drop(questions.send(question)),
+            #[cfg(feature = "testing")]
+            Kind::Inline(store) => answer(&**store, question),
+        }
     }
 
     /// Asks for one batch. The answer is an error of the channel where the thread is gone.
     pub(crate) fn ask(&self, partition: PartitionId, since_ms: i64, keys: Vec<TokenKey>) -> Answer {
         let (reply, answer) = oneshot::channel();
-        let _ = self.questions.send(Question::LookUp {
+        self.put(Question::LookUp {
             partition,
             since_ms,
             keys,
@@ -90,7 +110,7 @@ impl Lookups {
     /// Asks for all that the store knows of a partition, the bytes of held messages included.
     pub(crate) fn load(&self, partition: PartitionId) -> Loading {
         let (reply, answer) = oneshot::channel();
-        let _ = self.questions.send(Question::Load { partition, reply });
+        self.put(Question::Load { partition, reply });
         answer
     }
 }

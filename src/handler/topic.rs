@@ -1,0 +1,448 @@
+//! A topic as code states it: its name, its class, how its messages decode, and any policy that the file does not say.
+//!
+//! Nothing is checked here. What code says becomes the weakest layer under environment and file, and `run` checks the
+//! whole, before anything connects.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::context::Context;
+use super::decode::{Decode, Json, Undecoded};
+use super::error::HandlerError;
+use super::reply::Probe;
+use super::token::{Readers, Token};
+use crate::class::Class;
+use crate::config::{
+    AfterFailure, ByteCount, Concurrency, Expired, MissingToken, Mode, OnMismatch, TopicLayer,
+};
+
+/// How long, in log time, the outcome of a token is remembered.
+///
+/// There is no default: how late a duplicate can come is a fact about the producers. See
+/// [`TopicPolicy::window`](crate::config::TopicPolicy::window) for what goes wrong when it is too small or too large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Window(Duration);
+
+impl Window {
+    /// That many days of 24 hours.
+    #[must_use]
+    pub const fn days(days: u64) -> Self {
+        Self::hours(days.saturating_mul(24))
+    }
+
+    /// That many hours.
+    #[must_use]
+    pub const fn hours(hours: u64) -> Self {
+        Self::minutes(hours.saturating_mul(60))
+    }
+
+    /// That many minutes.
+    #[must_use]
+    pub const fn minutes(minutes: u64) -> Self {
+        Self::seconds(minutes.saturating_mul(60))
+    }
+
+    /// That many seconds.
+    #[must_use]
+    pub const fn seconds(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+
+    /// Any duration.
+    #[must_use]
+    pub const fn of(duration: Duration) -> Self {
+        Self(duration)
+    }
+
+    /// The duration.
+    #[must_use]
+    pub const fn duration(self) -> Duration {
+        self.0
+    }
+}
+
+impl From<Duration> for Window {
+    fn from(duration: Duration) -> Self {
+        Self(duration)
+    }
+}
+
+type ProbeFuture = Pin<Box<dyn Future<Output = Result<Probe, HandlerError>> + Send>>;
+
+/// A probe with its types erased: it is asked once per doubt, so it may allocate.
+pub(super) type ProbeFn<M, S> = Arc<dyn Fn(M, Context<S>) -> ProbeFuture + Send + Sync>;
+
+/// One topic: where its messages come from, what they decode to, and what repeating its handler would do.
+///
+/// Name, class and decoder are arguments because they have no default. The window has none either, but may be stated in
+/// the file instead. Everything else has a default, named at each method; the file and the environment win over code.
+///
+/// ```
+/// use hapax::{NonIdempotent, Token, Topic, Window};
+///
+/// #[derive(serde::Deserialize)]
+/// struct Payment { id: String, cents: u64 }
+///
+/// let payments = Topic::json::<Payment>("payments", NonIdempotent)
+///     .window(Window::days(7))
+///     .token(Token::header("idempotency-key"))
+///     .token(Token::json("/id"))
+///     .by_key(16);
+/// # let _ = payments;
+/// ```
+#[must_use = "a topic does nothing until a consumer handles it"]
+pub struct Topic<D: Decode, S = ()> {
+    pub(super) name: String,
+    pub(super) layer: TopicLayer,
+    pub(super) readers: Readers,
+    pub(super) decode: D,
+    pub(super) state: S,
+    pub(super) probe: Option<ProbeFn<D::Message, S>>,
+}
+
+impl Topic<Undecoded> {
+    /// Messages as JSON. A tombstone reads as `null`: take `Option<T>` where tombstones are expected. What does not
+    /// decode is dead-lettered with reason `malformed`.
+    pub fn json<T: DeserializeOwned + Send + 'static>(
+        name: impl Into<String>,
+        class: Class,
+    ) -> Topic<Json<T>> {
+        Topic::with(name, class, Json::new())
+    }
+
+    /// Messages as [`Bytes`](bytes::Bytes), not copied; a tombstone is empty. See [`Undecoded`].
+    pub fn bytes(name: impl Into<String>, class: Class) -> Self {
+        Self::with(name, class, Undecoded)
+    }
+}
+
+impl<D: Decode> Topic<D> {
+    /// Messages as that decoder reads them.
+    pub fn with(name: impl Into<String>, class: Class, decode: D) -> Self {
+        let mut layer = TopicLayer::default();
+        layer.class = Some(class);
+        Self {
+            name: name.into(),
+            layer,
+            readers: Readers::default(),
+            decode,
+            state: (),
+            probe: None,
+        }
+    }
+
+    /// What the handler and the probe share: a client, a pool, an `Arc` of either. It is cloned for each call, and read
+    /// with [`Context::state`].
+    ///
+    /// State it before the [`probe`](Topic::probe) that uses it: a probe given earlier keeps its `Context<()>`.
+    pub fn state<S: Clone + Send + Sync + 'static>(self, state: S) -> Topic<D, S> {
+        let probe = self.probe.map(|probe| -> ProbeFn<D::Message, S> {
+            Arc::new(move |message, cx: Context<S>| probe(message, cx.without_state()))
+        });
+        Topic {
+            name: self.name,
+            layer: self.layer,
+            readers: self.readers,
+            decode: self.decode,
+            state,
+            probe,
+        }
+    }
+}
+
+/// What may be left to the file or to its default.
+impl<D: Decode, S> Topic<D, S> {
+    /// Asks the resource what became of an attempt whose end nobody knows. [`Probe`] says what each answer claims; an
+    /// `Err`, a panic and a time-out count as [`Probe::Unknown`].
+    ///
+    /// The future may be dropped at any await (its deadline, a revoked partition). A probe must have no effects; it may
+    /// be asked more than once. Default: none, and what is in doubt takes the rule of its class.
+    pub fn probe<P, Fut>(mut self, probe: P) -> Self
+    where
+        P: Fn(D::Message, Context<S>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Probe, HandlerError>> + Send + 'static,
+    {
+        self.probe = Some(Arc::new(move |message, cx| Box::pin(probe(message, cx))));
+        self
+    }
+
+    /// How long the outcome of a token is remembered. Required, here or in the file.
+    pub fn window(mut self, window: impl Into<Window>) -> Self {
+        self.layer.window = Some(window.into().duration());
+        self
+    }
+
+    /// The most disk that the window may take in this process. Default: no limit but the disk.
+    ///
+    /// At the limit the window is shortened: [`TopicPolicy::window_bytes`](crate::config::TopicPolicy::window_bytes).
+    pub fn window_bytes(mut self, bytes: ByteCount) -> Self {
+        self.layer.window_bytes = Some(bytes);
+        self
+    }
+
+    /// Reads the token there, too: every source that a message has counts, in the order they are stated. Default: the
+    /// header `idempotency-key`, which stops being read once another source is stated.
+    pub fn token(mut self, token: Token) -> Self {
+        self.layer.token.get_or_insert_default().push(token.source());
+        self.readers.add(token);
+        self
+    }
+
+    /// What becomes of a message without a token. Default: `DeadLetter` for `NonIdempotent`, otherwise `UseOffset`.
+    pub fn missing_token(mut self, then: MissingToken) -> Self {
+        self.layer.missing_token = Some(then);
+        self
+    }
+
+    /// One message of a partition at a time, in offset order. Default: [`by_key(16)`](Self::by_key).
+    pub fn ordered(mut self) -> Self {
+        self.layer.concurrency = Some(Concurrency::Ordered);
+        self
+    }
+
+    /// That many messages of a partition at a time, those of one key one after the other. Default: this, with 16.
+    ///
+    /// # Panics
+    /// Where `slots` is 0: nothing could ever run.
+    pub fn by_key(mut self, slots: u32) -> Self {
+        self.layer.concurrency = Some(Concurrency::by_key(slots));
+        self
+    }
+
+    /// That many messages of a partition at a time, in any order. Default: [`by_key(16)`](Self::by_key).
+    ///
+    /// # Panics
+    /// Where `slots` is 0: nothing could ever run.
+    pub fn unordered(mut self, slots: u32) -> Self {
+        self.layer.concurrency = Some(Concurrency::unordered(slots));
+        self
+    }
+
+    /// Messages begun before a slot is free. Each is one more that a kill leaves in doubt. Default: 0.
+    pub fn begun_ahead(mut self, messages: usize) -> Self {
+        self.layer.begun_ahead = Some(messages);
+        self
+    }
+
+    /// How long one attempt may take. Then its future is dropped, and it may have applied something; tasks that it
+    /// spawned go on. Default: 10 s.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.layer.deadline = Some(deadline);
+        self
+    }
+
+    /// How long one probe may take. Then it counts as [`Probe::Unknown`]. Default: 5 s.
+    pub fn probe_deadline(mut self, deadline: Duration) -> Self {
+        self.layer.probe_deadline = Some(deadline);
+        self
+    }
+
+    /// How long after the deadline of an attempt its probe waits, so that what was sent can land. Default: 1 s.
+    pub fn probe_settle(mut self, wait: Duration) -> Self {
+        self.layer.probe_settle = Some(wait);
+        self
+    }
+
+    /// How long the downstream remembers a child token: so long after its begin a `PotentiallyIdempotent` attempt of
+    /// unknown end runs again. Default: the window, at most 24 h.
+    pub fn rerun_within(mut self, within: Duration) -> Self {
+        self.layer.rerun_within = Some(within);
+        self
+    }
+
+    /// How often a message is attempted in all, and how long after its first attempt the last one may start.
+    /// Default: 5 attempts within 30 s, for all topics.
+    pub fn retry(mut self, attempts: u32, total: Duration) -> Self {
+        self.layer.retry.attempts = Some(attempts);
+        self.layer.retry.total = Some(total);
+        self
+    }
+
+    /// The longest wait before the second attempt, and between any two. In between it doubles; each wait is drawn from
+    /// zero to that. Default: 100 ms and 10 s, for all topics.
+    pub fn backoff(mut self, first: Duration, max: Duration) -> Self {
+        self.layer.retry.first = Some(first);
+        self.layer.retry.max = Some(max);
+        self
+    }
+
+    /// The fields, by JSON pointer, that must be equal under one token, and what becomes of a message where they are
+    /// not. Default: the whole payload is compared, and a difference only counted.
+    pub fn mismatch<F: Into<String>>(
+        mut self,
+        fields: impl IntoIterator<Item = F>,
+        then: OnMismatch,
+    ) -> Self {
+        self.layer.mismatch.fields = Some(fields.into_iter().map(Into::into).collect());
+        self.layer.mismatch.then = Some(then);
+        self
+    }
+
+    /// What becomes of a duplicate whose first message failed. Default: `Run` for `Idempotent`, otherwise `Suppress`.
+    pub fn after_failure(mut self, then: AfterFailure) -> Self {
+        self.layer.after_failure = Some(then);
+        self
+    }
+
+    /// What becomes of a message whose token was born before the window. Default: `DeadLetter`.
+    pub fn expired(mut self, then: Expired) -> Self {
+        self.layer.expired = Some(then);
+        self
+    }
+
+    /// Judges, records and counts, and suppresses nothing: duplicates run. For the first days of a topic, to see what
+    /// would be. Default: verdicts are enforced.
+    pub fn observe(mut self) -> Self {
+        self.layer.mode = Some(Mode::Observe);
+        self
+    }
+
+    /// Whether the handler runs on a thread of its own: for one that blocks or computes, and would stall every other
+    /// slot of its partition. Such a thread cannot be cancelled: at the deadline the handler goes on. Default: false.
+    pub fn offload(mut self, offload: bool) -> Self {
+        self.layer.offload = Some(offload);
+        self
+    }
+
+    /// Whether the reply is stored with the outcome, up to `outcome_bytes`. Default: true.
+    pub fn store_outcome(mut self, store: bool) -> Self {
+        self.layer.store_outcome = Some(store);
+        self
+    }
+}
+
+impl<D: Decode, S> fmt::Debug for Topic<D, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Topic")
+            .field("name", &self.name)
+            .field("layer", &self.layer)
+            .field("probe", &self.probe.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::class::Class::NonIdempotent;
+    use crate::config::TokenSource;
+
+    #[test]
+    fn windows_are_what_they_say() {
+        assert_eq!(Window::days(2), Window::hours(48));
+        assert_eq!(Window::hours(1).duration(), Duration::from_secs(3_600));
+        assert_eq!(Window::minutes(1), Window::seconds(60));
+        assert_eq!(
+            Window::of(Duration::from_millis(5)).duration(),
+            Duration::from_millis(5)
+        );
+        assert_eq!(
+            Window::days(u64::MAX).duration(),
+            Duration::from_secs(u64::MAX),
+            "no overflow"
+        );
+    }
+
+    #[test]
+    fn code_says_only_what_was_written() {
+        let TopicLayer {
+            class,
+            window,
+            token,
+            concurrency,
+            retry,
+            mismatch,
+            deadline,
+            mode,
+            ..
+        } = Topic::bytes("orders", NonIdempotent).layer;
+        assert_eq!(
+            (class, window, token, concurrency),
+            (Some(NonIdempotent), None, None, None)
+        );
+        assert_eq!(
+            (retry.attempts, mismatch.then, deadline, mode),
+            (None, None, None, None)
+        );
+    }
+
+    #[test]
+    fn each_method_says_its_own_key() {
+        let seconds = Duration::from_secs;
+        let layer = Topic::bytes("orders", NonIdempotent)
+            .window(Window::hours(24))
+            .window_bytes(ByteCount::gib(1))
+            .missing_token(MissingToken::Stop)
+            .by_key(3)
+            .begun_ahead(4)
+            .deadline(seconds(5))
+            .probe_deadline(seconds(6))
+            .probe_settle(seconds(7))
+            .rerun_within(seconds(8))
+            .retry(9, seconds(10))
+            .backoff(seconds(11), seconds(12))
+            .mismatch(["/cents"], OnMismatch::Suppress)
+            .after_failure(AfterFailure::Run)
+            .expired(Expired::Run)
+            .observe()
+            .offload(true)
+            .store_outcome(false)
+            .layer;
+        assert_eq!(
+            (layer.window, layer.window_bytes),
+            (Some(seconds(86_400)), Some(ByteCount::gib(1)))
+        );
+        assert_eq!(layer.missing_token, Some(MissingToken::Stop));
+        assert_eq!(
+            (layer.concurrency, layer.begun_ahead),
+            (Some(Concurrency::by_key(3)), Some(4))
+        );
+        assert_eq!(
+            (layer.deadline, layer.probe_deadline),
+            (Some(seconds(5)), Some(seconds(6)))
+        );
+        assert_eq!(
+            (layer.probe_settle, layer.rerun_within),
+            (Some(seconds(7)), Some(seconds(8)))
+        );
+        assert_eq!(
+            (layer.retry.attempts, layer.retry.total),
+            (Some(9), Some(seconds(10)))
+        );
+        assert_eq!(
+            (layer.retry.first, layer.retry.max),
+            (Some(seconds(11)), Some(seconds(12)))
+        );
+        assert_eq!(layer.mismatch.fields, Some(vec!["/cents".to_owned()]));
+        assert_eq!(layer.mismatch.then, Some(OnMismatch::Suppress));
+        assert_eq!(
+            (layer.after_failure, layer.expired),
+            (Some(AfterFailure::Run), Some(Expired::Run))
+        );
+        assert_eq!((layer.mode, layer.offload), (Some(Mode::Observe), Some(true)));
+        assert_eq!(layer.store_outcome, Some(false));
+        let concurrency = |topic: Topic<Undecoded>| topic.layer.concurrency;
+        assert_eq!(
+            concurrency(Topic::bytes("o", NonIdempotent).ordered()),
+            Some(Concurrency::Ordered)
+        );
+        assert_eq!(
+            concurrency(Topic::bytes("o", NonIdempotent).unordered(2)),
+            Some(Concurrency::unordered(2))
+        );
+    }
+
+    #[test]
+    fn token_sources_keep_their_order() {
+        let topic = Topic::bytes("orders", NonIdempotent)
+            .token(Token::with("tail", |raw| raw.key().map(<[u8]>::to_vec)))
+            .token(Token::key());
+        let sources = topic.layer.token.unwrap();
+        assert_eq!(sources, [TokenSource::Code("tail".to_owned()), TokenSource::Key]);
+    }
+}

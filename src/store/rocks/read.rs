@@ -1,0 +1,250 @@
+//! Reading: look-ups by the batch, and what a partition left behind.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use rocksdb::{IteratorMode, PrefixRange, ReadOptions};
+use serde::{Deserialize, Serialize};
+
+use super::keys::{self, ClosedKey};
+use super::{RocksStore, open};
+use crate::message::NextOffset;
+use crate::record;
+use crate::store::bucket::Bucket;
+use crate::store::{AuditEntry, Error, Hit, Known, PartitionId, Position};
+use crate::token::TokenKey;
+
+/// A position in `meta`.
+#[derive(Serialize, Deserialize)]
+pub(super) struct PositionText {
+    commit_point: i64,
+    time_ms: Option<i64>,
+    written_ms: i64,
+}
+
+impl From<Position> for PositionText {
+    fn from(position: Position) -> Self {
+        Self {
+            commit_point: position.commit_point.0,
+            time_ms: position.time_ms,
+            written_ms: position.written_ms,
+        }
+    }
+}
+
+impl From<PositionText> for Position {
+    fn from(text: PositionText) -> Self {
+        Self {
+            commit_point: NextOffset(text.commit_point),
+            time_ms: text.time_ms,
+            written_ms: text.written_ms,
+        }
+    }
+}
+
+/// The buffers of one look-up, kept by its thread: a batch costs no allocation of ours per key.
+#[derive(Default)]
+struct Scratch {
+    /// Keys and where they stand in the batch, in the order of the keys.
+    sorted: Vec<(TokenKey, usize)>,
+    /// Each key once, as it is stored, in the same order, with its first place in `sorted`. Those found go.
+    asked: Vec<(ClosedKey, usize)>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl RocksStore {
+    pub(super) fn find(
+        &self,
+        partition: PartitionId,
+        since_ms: i64,
+        keys: &[TokenKey],
+        hits: &mut Vec<Hit>,
+    ) -> Result<(), Error> {
+        let start = hits.len();
+        let found = SCRATCH.with_borrow_mut(|scratch| {
+            scratch.ask(partition.partition, keys);
+            for bucket in self.buckets_of(partition.topic).iter() {
+                if bucket.end_ms <= since_ms || scratch.asked.is_empty() {
+                    break;
+                }
+                self.find_in(partition, *bucket, scratch, hits)?;
+            }
+            Ok(())
+        });
+        if found.is_err() {
+            hits.truncate(start);
+        }
+        if let Some(new) = hits.get_mut(start..) {
+            new.sort_unstable_by_key(|hit| hit.key);
+        }
+        found
+    }
+
+    fn find_in(
+        &self,
+        partition: PartitionId,
+        bucket: Bucket,
+        scratch: &mut Scratch,
+        hits: &mut Vec<Hit>,
+    ) -> Result<(), Error> {
+        // Dropped since the list was taken: whatever was in it is past.
+        let Some(family) = self.db.cf_handle(&keys::bucket(partition.topic, bucket)) else {
+            return Ok(());
+        };
+        let keys = scratch.asked.iter().map(|(key, _)| key);
+        let answers = self.db.batched_multi_get_cf_opt(&family, keys, true, &self.reads);
+        for ((_, first), answer) in scratch.asked.iter().zip(&answers) {
+            let value = answer.as_ref().map_err(|error| self.damage("look up", error))?;
+            let Some(value) = value else { continue };
+            let closed = record::decode_closed(value, bucket.start_ms).map_err(|source| Error::Record {
+                place: format!("{} of bucket {}", self.place(partition), bucket.start_ms),
+                source,
+            })?;
+            hits.extend(scratch.places(*first).map(|key| Hit {
+                key,
+                closed: closed.clone(),
+            }));
+        }
+        let mut answers = answers.iter();
+        scratch.asked.retain(|_| matches!(answers.next(), Some(Ok(None))));
+        Ok(())
+    }
+
+    pub(super) fn load_partition(&self, partition: PartitionId) -> Result<Known, Error> {
+        let meta = self.family(keys::META)?;
+        let text = |key: String| match self.db.get_cf(&meta, &key) {
+            Ok(bytes) => Ok(bytes.map(|bytes| (key, bytes))),
+            Err(error) => Err(self.damage("read `meta`", &error)),
+        };
+        let position = match text(keys::position(partition))? {
+            None => None,
+            Some((key, bytes)) => {
+                let text = serde_json::from_slice::<PositionText>(&bytes);
+                Some(text.map_err(|_| open::unreadable(&self.path, &key))?.into())
+            }
+        };
+        let fence = match text(keys::fence(partition))? {
+            None => 0,
+            Some((key, bytes)) => std::str::from_utf8(&bytes)
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(|| open::unreadable(&self.path, &key))?,
+        };
+        let mut open = Vec::new();
+        for value in self.under(keys::OPEN, keys::open_prefix(partition))? {
+            let (_, value) = value.map_err(|error| self.damage("load a partition", &error))?;
+            let record = record::decode_open(&value).map_err(|source| Error::Record {
+                place: format!("{}, open", self.place(partition)),
+                source,
+            })?;
+            open.push(record);
+        }
+        open.sort_by_key(|record| record.offset);
+        Ok(Known {
+            position,
+            fence,
+            open,
+        })
+    }
+
+    pub(super) fn list_partitions(&self) -> Result<Vec<PartitionId>, Error> {
+        let mut found = BTreeSet::new();
+        let positions = self.under(keys::META, keys::POSITION)?;
+        for entry in positions {
+            let (key, _) = entry.map_err(|error| self.damage("list partitions", &error))?;
+            let unreadable = || open::unreadable(&self.path, &String::from_utf8_lossy(&key));
+            found.insert(keys::parse_position(&key).ok_or_else(unreadable)?);
+        }
+        // Partitions are few and open records may be many: one step per partition.
+        let open = self.family(keys::OPEN)?;
+        let mut records = self.db.raw_iterator_cf(&open);
+        records.seek_to_first();
+        while let Some(partition) = records.key().and_then(keys::parse_open) {
+            found.insert(partition);
+            records.seek(keys::open_end(partition));
+        }
+        records
+            .status()
+            .map_err(|error| self.damage("list partitions", &error))?;
+        Ok(found.into_iter().collect())
+    }
+
+    pub(super) fn list_audit(&self) -> Result<Vec<AuditEntry>, Error> {
+        let mut entries = Vec::new();
+        for entry in self
+            .db
+            .iterator_cf(&self.family(keys::AUDIT)?, IteratorMode::Start)
+        {
+            let (_, value) = entry.map_err(|error| self.damage("read the audit", &error))?;
+            let entry = serde_json::from_slice(&value).map_err(|error| Error::Corrupt {
+                path: self.path.clone(),
+                what: format!("an act of an operator is unreadable: {error}"),
+            })?;
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    /// The number of the next act.
+    pub(super) fn audit_next(&self) -> Result<u64, Error> {
+        let audit = self.family(keys::AUDIT)?;
+        let Some(last) = self.db.iterator_cf(&audit, IteratorMode::End).next() else {
+            return Ok(0);
+        };
+        let (key, _) = last.map_err(|error| self.damage("read the audit", &error))?;
+        let number = key.first_chunk().ok_or_else(|| Error::Corrupt {
+            path: self.path.clone(),
+            what: "an act of an operator has no number".to_owned(),
+        })?;
+        Ok(u64::from_be_bytes(*number) + 1)
+    }
+
+    fn under(
+        &self,
+        name: &str,
+        prefix: impl AsRef<[u8]>,
+    ) -> Result<impl Iterator<Item = Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>>, Error> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_range(PrefixRange(prefix.as_ref()));
+        let family = self.family(name)?;
+        Ok(self.db.iterator_cf_opt(&family, options, IteratorMode::Start))
+    }
+
+    /// A partition in words.
+    fn place(&self, partition: PartitionId) -> String {
+        let name = self
+            .topics
+            .get(&partition.topic)
+            .map_or("?", |topic| &topic.spec.name);
+        format!("{name}/{}", partition.partition)
+    }
+}
+
+impl Scratch {
+    fn ask(&mut self, partition: i32, keys: &[TokenKey]) {
+        self.sorted.clear();
+        self.sorted
+            .extend(keys.iter().enumerate().map(|(place, key)| (*key, place)));
+        self.sorted.sort_unstable();
+        self.asked.clear();
+        let mut last = None;
+        for (first, (key, _)) in self.sorted.iter().enumerate() {
+            if last != Some(key) {
+                self.asked.push((keys::closed(partition, key), first));
+                last = Some(key);
+            }
+        }
+    }
+
+    /// Every place in the batch of the key that stands first at `first`.
+    fn places(&self, first: usize) -> impl Iterator<Item = usize> {
+        let same = self.sorted.get(first..).unwrap_or_default();
+        let key = same.first().map(|(key, _)| *key);
+        same.iter()
+            .take_while(move |(other, _)| Some(*other) == key)
+            .map(|(_, place)| *place)
+    }
+}

@@ -1,0 +1,222 @@
+//! Writing: one batch for a whole group, and the families that it needs.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use rocksdb::{BoundColumnFamily, WriteBatch};
+
+use super::read::PositionText;
+use super::{RocksStore, Role, keys};
+use crate::record;
+use crate::store::bucket::Bucket;
+use crate::store::{AuditEntry, Changes, Error, PartitionId, TopicId, first_key};
+
+/// What only one thread at a time may do: write, and make or drop buckets. Its lock is held through the sync, so
+/// that nothing is written after a failure that another thread has not seen yet.
+#[derive(Default)]
+pub(super) struct Writer {
+    /// Why nothing more is written.
+    ended: Option<String>,
+    pub(super) audit_next: u64,
+    record: Vec<u8>,
+}
+
+/// Where the closed records of one bucket go.
+struct Target<'a> {
+    bucket: Bucket,
+    family: Arc<BoundColumnFamily<'a>>,
+    /// Buckets of another window length that must not keep an older record of the same token.
+    overlapped: Vec<Arc<BoundColumnFamily<'a>>>,
+}
+
+impl RocksStore {
+    pub(super) fn writing(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn writer(&self, what: &'static str) -> Result<MutexGuard<'_, Writer>, Error> {
+        let writer = self.writing();
+        match &writer.ended {
+            None => Ok(writer),
+            Some(why) => Err(Error::Io {
+                what,
+                why: why.clone(),
+            }),
+        }
+    }
+
+    fn target(&self, topic: TopicId, bucket: Bucket) -> Result<Target<'_>, Error> {
+        let overlapped = self
+            .buckets_of(topic)
+            .iter()
+            .filter(|other| **other != bucket && other.overlaps(bucket))
+            .map(|other| self.family(&keys::bucket(topic, *other)))
+            .collect::<Result<_, _>>()?;
+        Ok(Target {
+            bucket,
+            family: self.family(&keys::bucket(topic, bucket))?,
+            overlapped,
+        })
+    }
+}
+
+impl Writer {
+    /// The only place that writes. A failure is the last write: what of it reached the log is not known, and no
+    /// record may follow a gap.
+    pub(super) fn write(
+        &mut self,
+        store: &RocksStore,
+        what: &'static str,
+        batch: WriteBatch,
+    ) -> Result<(), Error> {
+        let written = store.db.write_opt(batch, &store.synced);
+        written.map_err(|error| self.end(what, &error))
+    }
+
+    fn end(&mut self, what: &'static str, error: &rocksdb::Error) -> Error {
+        self.ended = Some(format!("an earlier write failed: {error}"));
+        Error::Io {
+            what,
+            why: error.to_string(),
+        }
+    }
+
+    pub(super) fn apply(&mut self, store: &RocksStore, group: &[Changes]) -> Result<(), Error> {
+        self.make_buckets(store, group)?;
+        let records = group
+            .iter()
+            .map(|changes| changes.closed.len() + changes.opened.len());
+        let mut batch = WriteBatch::with_capacity_bytes(64 * (records.sum::<usize>() + group.len()));
+        for changes in group {
+            self.put(store, &mut batch, changes)?;
+        }
+        self.write(store, "apply", batch)
+    }
+
+    /// Makes the families that the group needs and that do not exist yet.
+    fn make_buckets(&mut self, store: &RocksStore, group: &[Changes]) -> Result<(), Error> {
+        for changes in group {
+            let topic = changes.partition.topic;
+            let window_ms = store.window_ms(topic)?;
+            let mut known = store.buckets_of(topic);
+            for (_, closed) in &changes.closed {
+                let bucket = Bucket::of(closed.first_seen_ms, window_ms);
+                if known.contains(&bucket) {
+                    continue;
+                }
+                let name = keys::bucket(topic, bucket);
+                let made = store.db.create_cf(&name, &store.budget.family(&name));
+                made.map_err(|error| self.end("make a bucket", &error))?;
+                store.set_buckets(topic, known.iter().copied().chain([bucket]));
+                known = store.buckets_of(topic);
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, store: &RocksStore, batch: &mut WriteBatch, changes: &Changes) -> Result<(), Error> {
+        let PartitionId { topic, partition } = changes.partition;
+        let window_ms = store.window_ms(topic)?;
+        let record = &mut self.record;
+        let mut current: Option<Target<'_>> = None;
+        for (key, closed) in &changes.closed {
+            let bucket = Bucket::of(closed.first_seen_ms, window_ms);
+            let target = match current {
+                Some(target) if target.bucket == bucket => target,
+                _ => store.target(topic, bucket)?,
+            };
+            let key = keys::closed(partition, key);
+            record.clear();
+            record::encode_closed(closed, bucket.start_ms, record);
+            batch.put_cf(&target.family, key, &record);
+            for family in &target.overlapped {
+                batch.delete_cf(family, key);
+            }
+            current = Some(target);
+        }
+        let open = store.family(keys::OPEN)?;
+        for (key, offset) in &changes.removed {
+            batch.delete_cf(&open, keys::open(changes.partition, key, *offset));
+        }
+        for opened in &changes.opened {
+            record.clear();
+            record::encode_open(opened, record);
+            let key = keys::open(changes.partition, &first_key(opened), opened.offset);
+            batch.put_cf(&open, key, &record);
+        }
+        let meta = store.family(keys::META)?;
+        if let Some(position) = changes.position {
+            let text = json("write a position", &PositionText::from(position))?;
+            batch.put_cf(&meta, keys::position(changes.partition), text);
+        }
+        if let Some(fence) = changes.fence {
+            batch.put_cf(&meta, keys::fence(changes.partition), fence.to_string());
+        }
+        Ok(())
+    }
+
+    /// A look-up that runs meanwhile holds the family it reads; the files go when it is done.
+    pub(super) fn drop_buckets(
+        &mut self,
+        store: &RocksStore,
+        topic: TopicId,
+        until_ms: i64,
+    ) -> Result<usize, Error> {
+        let known = store.buckets_of(topic);
+        let mut kept = Vec::new();
+        let mut failed = None;
+        for bucket in known.iter().copied() {
+            if bucket.end_ms > until_ms || failed.is_some() {
+                kept.push(bucket);
+            } else if let Err(error) = store.db.drop_cf(&keys::bucket(topic, bucket)) {
+                failed = Some(self.end("drop a bucket", &error));
+            }
+        }
+        let dropped = known.len() - kept.len();
+        store.set_buckets(topic, kept);
+        failed.map_or(Ok(dropped), Err)
+    }
+
+    pub(super) fn audit(&mut self, store: &RocksStore, entry: &AuditEntry) -> Result<(), Error> {
+        let mut batch = WriteBatch::new();
+        let key = self.audit_next.to_be_bytes();
+        batch.put_cf(&store.family(keys::AUDIT)?, key, json("audit", entry)?);
+        self.write(store, "audit", batch)?;
+        self.audit_next += 1;
+        Ok(())
+    }
+
+    /// The mark goes first: what a failed flush leaves behind is still in the log.
+    pub(super) fn close(&mut self, store: &RocksStore) -> Result<(), Error> {
+        if store.role == Role::Consumer {
+            let mut batch = WriteBatch::new();
+            batch.delete_cf(&store.family(keys::META)?, keys::RUNNING);
+            self.write(store, "close", batch)?;
+        }
+        self.ended = Some("the store is closed".to_owned());
+        let topics = store.topics.keys().flat_map(|topic| {
+            let buckets = store.buckets_of(*topic);
+            let names: Vec<String> = buckets
+                .iter()
+                .map(|bucket| keys::bucket(*topic, *bucket))
+                .collect();
+            names
+        });
+        let names: Vec<String> = [keys::META, keys::OPEN, keys::AUDIT]
+            .into_iter()
+            .map(str::to_owned)
+            .chain(topics)
+            .collect();
+        for name in names {
+            let flushed = store.db.flush_cf(&store.family(&name)?);
+            flushed.map_err(|error| store.damage("flush", &error))?;
+        }
+        Ok(())
+    }
+}
+
+fn json(what: &'static str, value: &impl serde::Serialize) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(value).map_err(|error| Error::Io {
+        what,
+        why: error.to_string(),
+    })
+}

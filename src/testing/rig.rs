@@ -1,0 +1,445 @@
+//! The rig: a log per partition, a process that can be started, drained, crashed and started again, and everything
+//! that it did to the outside.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use crate::accounts::{Account, Balance};
+use crate::assignments::{Assignments, Facts, Parts};
+use crate::attempt::Factory;
+use crate::broker::{self, CommitMark, Committed, Letter, Letters, Sending};
+use crate::clock::Clock;
+use crate::commits::Commits;
+use crate::config::{Cold, Limits, Start, TopicPolicy};
+use crate::error::Error;
+use crate::journal::{Failure, Journal, Submission};
+use crate::limits::{Budget, Waker};
+use crate::message::{BatchBuilder, Kept, NextOffset, Offset};
+use crate::metrics::TopicMeters;
+use crate::partition::Wiring;
+use crate::store::lookups::Lookups;
+use crate::store::memory::MemoryStore;
+use crate::store::{PartitionId, Store, TopicSpec};
+use crate::token::{Extractor, Reader};
+
+/// A journal that is durable at once, in the caller's thread.
+struct Inline(Arc<dyn Store>);
+
+impl Journal for Inline {
+    fn submit(&self, submission: Submission) {
+        if !submission.gate.accepts() {
+            submission.acks.fail(Failure::Fenced);
+            return;
+        }
+        match self.0.apply(&[submission.changes]) {
+            Ok(()) => submission.acks.acknowledge(submission.number),
+            Err(error) => submission.acks.fail(Failure::Broken(crate::error::chain(&error))),
+        }
+    }
+}
+
+/// The dead-letter topic.
+#[derive(Clone, Default)]
+pub(crate) struct Letterbox(Arc<Mutex<Box_>>);
+
+#[derive(Default)]
+struct Box_ {
+    letters: Vec<Letter>,
+    refusing: bool,
+}
+
+impl Letterbox {
+    /// From now on every letter is refused, or accepted again.
+    pub(crate) fn refuse(&self, refusing: bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).refusing = refusing;
+    }
+
+    /// The letters so far, as `(offset, reason)`.
+    pub(crate) fn reasons(&self) -> Vec<(String, String)> {
+        let of = |letter: &Letter, name: &str| {
+            let found = letter
+                .headers
+                .iter()
+                .find(|(n, _)| n == name)
+                .and_then(|(_, value)| value.clone());
+            String::from_utf8_lossy(&found.unwrap_or_default()).into_owned()
+        };
+        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner
+            .letters
+            .iter()
+            .map(|letter| (of(letter, "hapax-offset"), of(letter, "hapax-reason")))
+            .collect()
+    }
+}
+
+impl Letters for Letterbox {
+    fn send(&self, letter: Letter) -> Sending {
+        let inner = Arc::clone(&self.0);
+        Box::pin(async move {
+            let mut inner = inner.lock().unwrap_or_else(PoisonError::into_inner);
+            if inner.refusing {
+                return Err(broker::Error::Letter {
+                    topic: letter.topic,
+                    why: "the test refuses it".into(),
+                });
+            }
+            inner.letters.push(letter);
+            Ok(())
+        })
+    }
+}
+
+/// See the module.
+pub(crate) struct Rig {
+    topic: String,
+    pub(crate) policy: TopicPolicy,
+    pub(crate) limits: Limits,
+    pub(crate) cold: Cold,
+    readers: Vec<Reader>,
+    factory: Arc<dyn Factory>,
+    pub(crate) store: Arc<MemoryStore>,
+    pub(crate) clock: Clock,
+    pub(crate) letterbox: Letterbox,
+    log: BTreeMap<i32, Vec<(i64, Kept)>>,
+    committed: BTreeMap<i32, Committed>,
+    process: Option<Process>,
+    started: bool,
+}
+
+struct Process {
+    assignments: Assignments,
+    commits: Commits,
+    failures: mpsc::UnboundedReceiver<Error>,
+    next: BTreeMap<i32, usize>,
+}
+
+impl Rig {
+    pub(crate) fn new(
+        topic: &str,
+        policy: TopicPolicy,
+        readers: Vec<Reader>,
+        factory: Arc<dyn Factory>,
+    ) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            policy,
+            limits: Limits::default(),
+            cold: Cold::Refuse,
+            readers,
+            factory,
+            store: Arc::new(MemoryStore::new("test", &[])),
+            started: false,
+            clock: Clock::manual(1_700_000_000_000),
+            letterbox: Letterbox::default(),
+            log: BTreeMap::new(),
+            committed: BTreeMap::new(),
+            process: None,
+        }
+    }
+
+    /// Appends a message to a partition's log.
+    pub(crate) fn send(&mut self, partition: i32, message: Kept) -> i64 {
+        let log = self.log.entry(partition).or_default();
+        let offset = log.last().map_or(0, |(offset, _)| offset + 1);
+        log.push((offset, message));
+        offset
+    }
+
+    /// Forgets what was committed for a partition, as a broker does after its retention.
+    pub(crate) fn forget_commit(&mut self, partition: i32) {
+        self.committed.remove(&partition);
+    }
+
+    /// What is committed for a partition.
+    pub(crate) fn committed(&self, partition: i32) -> Option<&Committed> {
+        self.committed.get(&partition)
+    }
+
+    fn spec(&self) -> TopicSpec {
+        TopicSpec {
+            name: self.topic.clone(),
+            window_ms: crate::clock::millis(self.policy.window),
+        }
+    }
+
+    /// Starts a process on the store and assigns it every partition that has messages.
+    pub(crate) async fn start(&mut self) -> Result<(), Error> {
+        self.store = Arc::new(match self.started {
+            true => self.store.restart(&[self.spec()]),
+            false => MemoryStore::new("test", &[self.spec()]),
+        });
+        self.started = true;
+        let store: Arc<dyn Store> = Arc::clone(&self.store) as Arc<dyn Store>;
+        let commits = Commits::default();
+        let budget = Budget::new(
+            self.limits.in_flight,
+            self.limits.in_flight_bytes.0 as usize,
+            Waker::new(|| {}),
+        );
+        let wiring = Wiring {
+            topic: self.topic.as_str().into(),
+            policy: self.policy.clone(),
+            dead_letter_topic: format!("{}.dead-letters", self.topic),
+            limits: self.limits.clone(),
+            max_clock_jump: Duration::from_secs(3_600),
+            commit_every: Duration::from_millis(100),
+            extractor: Extractor::new(
+                &self.topic,
+                self.readers.clone(),
+                self.limits.token_bytes.0 as usize,
+            ),
+            factory: Arc::clone(&self.factory),
+            clock: self.clock.clone(),
+            lookups: Lookups::inline(Arc::clone(&store)),
+            journal: Arc::new(Inline(Arc::clone(&store))),
+            letters: Arc::new(self.letterbox.clone()),
+            commits: commits.clone(),
+            budget: budget.clone(),
+            meters: TopicMeters::new(&self.topic),
+            seed: 7,
+            unclean_starts: store.past().unclean,
+        };
+        let id = store.topic(&self.topic)?;
+        let (failures, failed) = mpsc::unbounded_channel();
+        let parts = Parts {
+            topics: [(self.topic.clone(), (id, Arc::new(wiring)))].into(),
+            store,
+            commits: commits.clone(),
+            budget,
+            clock: self.clock.clone(),
+            cold: self.cold,
+            start: Start::Earliest,
+            runtime: Handle::current(),
+            failures,
+        };
+        let assignments = Assignments::new(parts);
+        self.process = Some(Process {
+            assignments,
+            commits,
+            failures: failed,
+            next: BTreeMap::new(),
+        });
+        let partitions: Vec<_> = self.log.keys().copied().collect();
+        for partition in partitions {
+            self.assign(partition)?;
+        }
+        Ok(())
+    }
+
+    /// Assigns one partition to the running process.
+    pub(crate) fn assign(&mut self, partition: i32) -> Result<(), Error> {
+        let Some(process) = &mut self.process else {
+            return Ok(());
+        };
+        let Some(id) = process.assignments.id(&self.topic, partition) else {
+            return Ok(());
+        };
+        let high = self
+            .log
+            .get(&partition)
+            .and_then(|log| log.last())
+            .map_or(0, |(offset, _)| offset + 1);
+        let facts = Facts {
+            committed: self.committed.get(&partition).cloned(),
+            low: 0,
+            high,
+        };
+        let prepared = process.assignments.prepare(id, &facts)?;
+        let start = prepared.start;
+        let mark = CommitMark::from_metadata(&process.assignments.mark(start));
+        self.committed.insert(
+            partition,
+            Committed {
+                next: start.next,
+                mark,
+            },
+        );
+        process.assignments.serve(prepared);
+        let log = self
+            .log
+            .get(&partition)
+            .map_or(0, |log| log.partition_point(|(offset, _)| *offset < start.next.0));
+        process.next.insert(partition, log);
+        Ok(())
+    }
+
+    /// Delivers what is in the logs and lets virtual time pass; what is due is committed.
+    pub(crate) async fn run_for(&mut self, time: Duration) {
+        let step = Duration::from_millis(10);
+        let mut left = time;
+        loop {
+            self.deliver();
+            let wait = step.min(left);
+            crate::clock::sleep_until(crate::clock::now() + wait).await;
+            self.clock.advance(wait);
+            self.commit();
+            left = left.saturating_sub(wait);
+            if left.is_zero() {
+                return;
+            }
+        }
+    }
+
+    fn deliver(&mut self) {
+        let Some(process) = &mut self.process else { return };
+        for (partition, next) in &mut process.next {
+            let Some(id) = process.assignments.id(&self.topic, *partition) else {
+                continue;
+            };
+            let Some(log) = self.log.get(partition) else {
+                continue;
+            };
+            let room = process.assignments.budget().room();
+            if *next >= log.len() || room == 0 || !process.assignments.has_room(id) {
+                continue;
+            }
+            let mut batch = BatchBuilder::new(self.topic.as_str().into(), *partition, 16, 1_024);
+            for (offset, message) in log.iter().skip(*next).take(room.min(64)) {
+                let one = message.into_batch(self.topic.as_str().into(), *partition, Offset(*offset));
+                let Some(raw) = one.get(0) else { continue };
+                batch.push(
+                    raw.offset(),
+                    raw.timestamp_ms(),
+                    raw.key(),
+                    raw.payload(),
+                    raw.headers(),
+                );
+            }
+            *next += batch.len();
+            process.assignments.offer(id, batch.finish());
+        }
+    }
+
+    /// Delivers messages of a partition again, from that index of its log on: a rewind inside one assignment.
+    pub(crate) fn deliver_again(&mut self, partition: i32, from: usize) {
+        if let Some(next) = self
+            .process
+            .as_mut()
+            .and_then(|process| process.next.get_mut(&partition))
+        {
+            *next = from;
+        }
+    }
+
+    fn commit(&mut self) {
+        let Some(process) = &self.process else { return };
+        for (id, point) in process.commits.take_due() {
+            let mark = CommitMark::from_metadata(&process.assignments.mark(point));
+            self.committed.insert(
+                id.partition,
+                Committed {
+                    next: point.next,
+                    mark,
+                },
+            );
+            process.commits.answered(id, point.next, true);
+        }
+    }
+
+    /// The next start runs another handler.
+    pub(crate) fn replace(&mut self, factory: Arc<dyn Factory>) {
+        self.factory = factory;
+    }
+
+    /// Takes a partition away without a drain: it is lost.
+    pub(crate) fn end(&mut self, partition: i32) {
+        let Some(id) = self.id(partition) else { return };
+        if let Some(process) = &mut self.process {
+            process.assignments.end(&[id]);
+            process.next.remove(&partition);
+        }
+    }
+
+    /// The next start finds an empty directory.
+    pub(crate) fn lose_the_disk(&mut self) {
+        self.started = false;
+    }
+
+    /// The process dies where it stands: nothing more is written, sent or committed.
+    pub(crate) fn crash(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let ids = process.assignments.ids();
+            process.assignments.end(&ids);
+        }
+        self.store.crash();
+    }
+
+    /// Drains every partition; `revoked` where they go to another member. Returns the books.
+    pub(crate) async fn drain(&mut self, budget: Duration, revoked: bool) -> Vec<Balance> {
+        let Some(process) = &self.process else {
+            return Vec::new();
+        };
+        let ids = process.assignments.ids();
+        let deadline = process.assignments.drain(&ids, budget, revoked);
+        while let Some(process) = &self.process {
+            if process.assignments.are_drained(&ids)
+                || crate::clock::now() > deadline + Duration::from_secs(1)
+            {
+                break;
+            }
+            crate::clock::sleep_until(crate::clock::now() + Duration::from_millis(5)).await;
+            self.clock.advance(Duration::from_millis(5));
+        }
+        self.commit();
+        let Some(process) = &mut self.process else {
+            return Vec::new();
+        };
+        process.assignments.end(&ids);
+        process.assignments.balances()
+    }
+
+    /// A clean end: drain, then close the store.
+    pub(crate) async fn stop(&mut self) -> Vec<Balance> {
+        let balances = self.drain(Duration::from_secs(10), false).await;
+        self.process = None;
+        // The memory store has nothing that can fail in closing.
+        let _ = self.store.close();
+        balances
+    }
+
+    /// The books of every assignment of the running process, added up.
+    pub(crate) fn books(&self) -> Balance {
+        let mut sum = Balance::default();
+        for balance in self
+            .process
+            .as_ref()
+            .map(|process| process.assignments.balances())
+            .unwrap_or_default()
+        {
+            sum.taken += balance.taken;
+            sum.restored += balance.restored;
+            for (to, from) in sum.accounts.iter_mut().zip(balance.accounts) {
+                *to += from;
+            }
+        }
+        sum
+    }
+
+    /// What lies in one account.
+    pub(crate) fn account(&self, account: Account) -> u64 {
+        self.books().of(account)
+    }
+
+    /// What stopped the process, if anything did.
+    pub(crate) fn failure(&mut self) -> Option<Error> {
+        self.process.as_mut()?.failures.try_recv().ok()
+    }
+
+    /// The offset committed for a partition.
+    pub(crate) fn committed_offset(&self, partition: i32) -> Option<NextOffset> {
+        self.committed.get(&partition).map(|committed| committed.next)
+    }
+
+    /// The partition, as the store numbers it.
+    pub(crate) fn id(&self, partition: i32) -> Option<PartitionId> {
+        Some(PartitionId {
+            topic: self.store.topic(&self.topic).ok()?,
+            partition,
+        })
+    }
+}

@@ -1,0 +1,282 @@
+//! The store: the claims of the conformance suite on both stores, the model test, and whatever a disk can hold that
+//! is not to be opened.
+//!
+//! The oracle is the memory store. Damage is done to the files themselves, between two opens.
+
+use std::path::{Path, PathBuf};
+
+use hapax::fence::Fence;
+use hapax::message::{NextOffset, Offset};
+use hapax::outcome::{Closed, End, Open, Reason, Stage, Stored};
+use hapax::store::conformance::{self, Medium};
+use hapax::store::memory::{Fault, MemoryStore};
+use hapax::store::rocks::{Health, RocksStore};
+use hapax::store::{AuditEntry, Changes, Error, Hit, PartitionId, Position, Store, TopicId, TopicSpec};
+use hapax::token::TokenKey;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+const MEMORY: u64 = 64 << 20;
+
+#[derive(Default)]
+struct Memory(Option<MemoryStore>);
+
+impl Medium for Memory {
+    type Store = MemoryStore;
+
+    fn start(&mut self, group: &str, topics: &[TopicSpec]) -> Result<MemoryStore, Error> {
+        let store = match self.0.take() {
+            None => MemoryStore::new(group, topics),
+            Some(earlier) => earlier.restart(topics),
+        };
+        self.0 = Some(store.clone());
+        Ok(store)
+    }
+}
+
+struct Disk(TempDir);
+
+impl Disk {
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn dir(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn open(&self) -> Result<RocksStore, Error> {
+        RocksStore::open(self.dir(), "billing", &[spec("orders", 400)], MEMORY)
+    }
+
+    /// The files whose name ends so, oldest first.
+    fn files(&self, suffix: &str) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.dir()).unwrap();
+        let mut files: Vec<PathBuf> = entries
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.to_str().unwrap().ends_with(suffix))
+            .collect();
+        files.sort();
+        files
+    }
+}
+
+impl Medium for Disk {
+    type Store = RocksStore;
+
+    fn start(&mut self, group: &str, topics: &[TopicSpec]) -> Result<RocksStore, Error> {
+        RocksStore::open(self.dir(), group, topics, MEMORY)
+    }
+}
+
+fn spec(name: &str, window_ms: i64) -> TopicSpec {
+    TopicSpec {
+        name: name.into(),
+        window_ms,
+    }
+}
+
+const ORDERS_0: PartitionId = PartitionId {
+    topic: TopicId(0),
+    partition: 0,
+};
+
+fn key(number: u64) -> TokenKey {
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    key[8..].copy_from_slice(&number.wrapping_mul(0xd134_2543_de82_ef95).to_be_bytes());
+    TokenKey(key)
+}
+
+fn done(offset: i64, first_seen_ms: i64) -> Closed {
+    Closed {
+        end: End::Done(Stored::Nothing),
+        offset: Offset(offset),
+        first_seen_ms,
+        attempts: 1,
+        fingerprint: None,
+    }
+}
+
+/// Closes those tokens in one group, in the bucket 1000..1100.
+fn close(store: &dyn Store, numbers: std::ops::Range<u64>) -> Result<(), Error> {
+    let closed = numbers.map(|number| (key(number), done(number as i64, 1_000)));
+    store.apply(&[Changes {
+        closed: closed.collect(),
+        ..Changes::new(ORDERS_0)
+    }])
+}
+
+fn found(store: &dyn Store, numbers: std::ops::Range<u64>) -> Result<usize, Error> {
+    let keys: Vec<TokenKey> = numbers.map(key).collect();
+    let mut hits = Vec::new();
+    store.look_up(ORDERS_0, 0, &keys, &mut hits)?;
+    Ok(hits.len())
+}
+
+#[test]
+fn the_memory_store_keeps_every_claim() {
+    conformance::every_claim(Memory::default);
+}
+
+#[test]
+fn the_store_on_disk_keeps_every_claim() {
+    conformance::every_claim(Disk::new);
+}
+
+// ---- The model test.
+
+#[derive(Debug, Clone)]
+enum Step {
+    Apply(Vec<Changes>),
+    LookUp(PartitionId, i64, Vec<TokenKey>),
+    Drop(TopicId, i64),
+    Restart { closed: bool, window_ms: i64 },
+}
+
+fn partitions() -> impl Strategy<Value = PartitionId> {
+    (0u16..2, 0i32..3).prop_map(|(topic, partition)| PartitionId {
+        topic: TopicId(topic),
+        partition,
+    })
+}
+
+/// Few, so that they meet.
+fn keys() -> impl Strategy<Value = TokenKey> {
+    (0u64..12).prop_map(key)
+}
+
+fn offsets() -> impl Strategy<Value = Offset> {
+    (0i64..6).prop_map(Offset)
+}
+
+/// Over some ten buckets, on both sides of the epoch.
+fn moments() -> impl Strategy<Value = i64> {
+    -300i64..700
+}
+
+fn changes() -> impl Strategy<Value = Changes> {
+    let ends = prop_oneof![
+        4 => Just(End::Done(Stored::Nothing)),
+        1 => Just(End::Done(Stored::Reply("reply".into()))),
+        1 => Just(End::Failed(Reason::Crashed)),
+        1 => Just(End::Forgotten),
+    ];
+    let closed = (keys(), ends, offsets(), moments()).prop_map(|(key, end, offset, first_seen_ms)| {
+        let closed = Closed {
+            end,
+            ..done(offset.0, first_seen_ms)
+        };
+        (key, closed)
+    });
+    let opened =
+        (prop::collection::vec(keys(), 1..3), offsets(), 0u32..4).prop_map(|(keys, offset, attempts)| Open {
+            keys,
+            offset,
+            stage: Stage::Begun {
+                not_applied: false,
+                message: None,
+            },
+            first_seen_ms: 0,
+            attempts,
+            since_ms: 0,
+            fingerprint: None,
+        });
+    let position = (offsets(), prop::option::of(moments())).prop_map(|(offset, time_ms)| Position {
+        commit_point: NextOffset(offset.0),
+        time_ms,
+        written_ms: 9,
+    });
+    (
+        partitions(),
+        prop::collection::vec(closed, 0..6),
+        prop::collection::vec((keys(), offsets()), 0..4),
+        prop::collection::vec(opened, 0..4),
+        prop::option::of(position),
+        prop::option::of((1u64..9).prop_map(Fence)),
+    )
+        .prop_map(|(partition, closed, removed, opened, position, fence)| Changes {
+            partition,
+            closed,
+            removed,
+            opened,
+            position,
+            fence,
+        })
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => prop::collection::vec(changes(), 0..4).prop_map(Step::Apply),
+        8 => (partitions(), moments(), prop::collection::vec(keys(), 0..20))
+            .prop_map(|(partition, since_ms, keys)| Step::LookUp(partition, since_ms, keys)),
+        1 => (0u16..2, moments()).prop_map(|(topic, until_ms)| Step::Drop(TopicId(topic), until_ms)),
+        1 => (any::<bool>(), prop::sample::select(vec![400i64, 160, 1_000]))
+            .prop_map(|(closed, window_ms)| Step::Restart { closed, window_ms }),
+    ]
+}
+
+fn look_up(store: &dyn Store, partition: PartitionId, since_ms: i64, keys: &[TokenKey]) -> Vec<Hit> {
+    let mut hits = Vec::new();
+    store.look_up(partition, since_ms, keys, &mut hits).unwrap();
+    hits
+}
+
+/// Everything that can be asked of both, compared.
+fn compare(disk: &dyn Store, memory: &dyn Store) {
+    assert_eq!(disk.past(), memory.past());
+    assert_eq!(disk.partitions().unwrap(), memory.partitions().unwrap());
+    let all: Vec<TokenKey> = (0..12).map(key).collect();
+    for topic in (0..2).map(TopicId) {
+        let sizes = [disk, memory].map(|store| store.window_size(topic).unwrap());
+        assert_eq!(
+            (sizes[0].buckets, sizes[0].oldest_ms),
+            (sizes[1].buckets, sizes[1].oldest_ms)
+        );
+        for partition in 0..3 {
+            let at = PartitionId { topic, partition };
+            assert_eq!(disk.load(at).unwrap(), memory.load(at).unwrap());
+            assert_eq!(
+                look_up(disk, at, i64::MIN, &all),
+                look_up(memory, at, i64::MIN, &all)
+            );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn the_store_on_disk_answers_as_the_simplest_one(steps in prop::collection::vec(steps(), 1..60)) {
+        let (mut disk, mut memory) = (Disk::new(), Memory::default());
+        let topics = |window_ms| [spec("orders", window_ms), spec("refunds", 400)];
+        let mut on_disk = disk.start("billing", &topics(400)).unwrap();
+        let mut in_memory = memory.start("billing", &topics(400)).unwrap();
+        for step in steps {
+            match step {
+                Step::Apply(group) => {
+                    on_disk.apply(&group).unwrap();
+                    in_memory.apply(&group).unwrap();
+                }
+                Step::LookUp(partition, since_ms, keys) => prop_assert_eq!(
+                    look_up(&on_disk, partition, since_ms, &keys),
+                    look_up(&in_memory, partition, since_ms, &keys)
+                ),
+                Step::Drop(topic, until_ms) => prop_assert_eq!(
+                    on_disk.drop_buckets(topic, until_ms).unwrap(),
+                    in_memory.drop_buckets(topic, until_ms).unwrap()
+                ),
+                Step::Restart { closed, window_ms } => {
+                    if closed {
+                        on_disk.close().unwrap();
+                        in_memory.close().unwrap();
+                    }
+                    drop(on_disk);
+                    on_disk = disk.start("billing", &topics(window_ms)).unwrap();
+                    in_memory = memory.start("billing", &topics(window_ms)).unwrap();
+                }
+            }
+        }
+        compare(&on_disk, &in_memory);
+    }
+}
