@@ -10,6 +10,27 @@ pub enum Error {
     /// The configuration is not one that hapax can run. Nothing was connected to. Mend what the message names.
     #[error("configuration")]
     Config(#[from] crate::config::Error),
+    /// A topic is configured and no handler serves it. Nothing was connected to. Add the handler, or remove the topic.
+    #[error("topic {topic:?} is configured and has no handler; add one, or remove the topic")]
+    NoHandler {
+        /// The topic.
+        topic: String,
+    },
+    /// Two handlers were given for one topic. Nothing was connected to. Keep one.
+    #[error("topic {topic:?} has two handlers; keep one")]
+    TwoHandlers {
+        /// The topic.
+        topic: String,
+    },
+    /// The configuration names a token closure that code does not have. Nothing was connected to. Add it with
+    /// `Token::with`, or mend the name.
+    #[error("topic {topic:?} reads its token with {name:?}, which code does not define; add it with `Token::with`")]
+    NoTokenCode {
+        /// The topic.
+        topic: String,
+        /// The closure's name.
+        name: String,
+    },
     /// The store refused to open or failed. Nothing runs. See the store's error.
     #[error("store")]
     Store(#[from] crate::store::Error),

@@ -9,9 +9,12 @@ mod class;
 pub mod clock;
 mod commits;
 pub mod config;
+#[cfg(all(feature = "rocks", feature = "kafka"))]
+mod consumer;
 pub mod crash;
 pub mod dead_letter;
 pub mod error;
+pub mod explain;
 pub mod fence;
 pub mod handler;
 pub mod journal;
@@ -32,4 +35,15 @@ pub mod testing;
 pub mod token;
 pub mod window;
 
+pub use bytes::Bytes;
 pub use class::Class;
+pub use class::Class::{Idempotent, NonIdempotent, PotentiallyIdempotent};
+#[cfg(all(feature = "rocks", feature = "kafka"))]
+pub use consumer::Consumer;
+pub use error::Error;
+pub use handler::{
+    Classify, Context, Decode, DecodeError, Handler, HandlerError, IntoReply, Json, Probe, Reply, Token, Topic, Window,
+};
+pub use message::{NextOffset, Offset, Raw};
+#[cfg(all(feature = "rocks", feature = "kafka"))]
+pub use runtime::Summary;
