@@ -336,7 +336,11 @@ impl Assignments {
 
     /// The books of every assignment, ended ones first.
     pub(crate) fn balances(&self) -> Vec<Balance> {
-        self.ended.iter().chain(self.live.values().map(|live| &live.accounts)).map(Accounts::balance).collect()
+        self.ended
+            .iter()
+            .chain(self.live.values().map(|live| &live.accounts))
+            .map(Accounts::balance)
+            .collect()
     }
 }
 

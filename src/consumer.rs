@@ -8,7 +8,9 @@ use std::sync::Arc;
 use crate::attempt::{Factory, Terms, Typed};
 use crate::config::{self, Durability, Layer, Settings, TopicPolicy};
 use crate::error::Error;
-use crate::handler::{self, Binding, Callee, Context, Decode, Handler, HandlerError, IntoReply, Readers, Topic};
+use crate::handler::{
+    self, Binding, Callee, Context, Decode, Handler, HandlerError, IntoReply, Readers, Topic,
+};
 use crate::runtime::{self, Handled, Summary};
 
 /// A Kafka consumer whose effects happen once: one consumer group, one state directory, a handler for each topic.
@@ -63,7 +65,12 @@ impl Consumer {
             durability: Some(Durability::Local),
             ..Layer::default()
         };
-        Self { file: Layer::default(), code, bound: BTreeMap::new(), problem: None }
+        Self {
+            file: Layer::default(),
+            code,
+            bound: BTreeMap::new(),
+            problem: None,
+        }
     }
 
     /// A consumer configured by a `hapax.toml`. Topics that the file describes need no window in code; each still
@@ -73,7 +80,12 @@ impl Consumer {
     /// [`Error::Config`] where the file cannot be read, or says something that hapax does not know.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, Error> {
         let file = config::file(path.as_ref())?;
-        Ok(Self { file, code: Layer::default(), bound: BTreeMap::new(), problem: None })
+        Ok(Self {
+            file,
+            code: Layer::default(),
+            bound: BTreeMap::new(),
+            problem: None,
+        })
     }
 
     /// The brokers to begin with, as `host:port,host:port`.
@@ -122,7 +134,12 @@ impl Consumer {
     }
 
     fn bind<C: Callee>(mut self, binding: Binding<C>) -> Self {
-        let Binding { topic, layer, readers, callee } = binding;
+        let Binding {
+            topic,
+            layer,
+            readers,
+            callee,
+        } = binding;
         let make = Box::new(move |policy: &TopicPolicy| -> Arc<dyn Factory> {
             let terms = Terms {
                 deadline: policy.deadline,
@@ -131,8 +148,13 @@ impl Consumer {
             };
             Arc::new(Typed { callee, terms })
         });
-        if self.bound.insert(topic.clone(), Bound { readers, make }).is_some() {
-            self.problem.get_or_insert(Error::TwoHandlers { topic: topic.clone() });
+        if self
+            .bound
+            .insert(topic.clone(), Bound { readers, make })
+            .is_some()
+        {
+            self.problem
+                .get_or_insert(Error::TwoHandlers { topic: topic.clone() });
         }
         self.code.topics.insert(topic, layer);
         self
@@ -144,10 +166,15 @@ impl Consumer {
     /// [`Error::Config`] with everything that is wrong, [`Error::NoHandler`] and [`Error::TwoHandlers`].
     pub fn settings(&self) -> Result<Settings, Error> {
         // Variables that are not Unicode are nobody's setting of ours.
-        let unicode = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let unicode = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         let env = config::env(unicode)?;
         let settings = config::resolve(env, self.file.clone(), self.code.clone())?;
-        match settings.topics.keys().find(|topic| !self.bound.contains_key(*topic)) {
+        match settings
+            .topics
+            .keys()
+            .find(|topic| !self.bound.contains_key(*topic))
+        {
             Some(topic) => Err(Error::NoHandler { topic: topic.clone() }),
             None => Ok(settings),
         }
@@ -173,11 +200,20 @@ impl Consumer {
         let settings = self.settings()?;
         let mut handled = BTreeMap::new();
         for (topic, policy) in &settings.topics {
-            let Some(Bound { readers, make }) = self.bound.remove(topic) else { continue };
-            let readers = readers
-                .of(&policy.token)
-                .map_err(|name| Error::NoTokenCode { topic: topic.clone(), name })?;
-            handled.insert(topic.clone(), Handled { factory: make(policy), readers });
+            let Some(Bound { readers, make }) = self.bound.remove(topic) else {
+                continue;
+            };
+            let readers = readers.of(&policy.token).map_err(|name| Error::NoTokenCode {
+                topic: topic.clone(),
+                name,
+            })?;
+            handled.insert(
+                topic.clone(),
+                Handled {
+                    factory: make(policy),
+                    readers,
+                },
+            );
         }
         runtime::run(settings, handled, stop).await
     }
@@ -186,7 +222,8 @@ impl Consumer {
 /// Ready at the first SIGTERM or SIGINT.
 fn shutdown_signal() -> Result<impl Future<Output = ()>, Error> {
     use tokio::signal::unix::{SignalKind, signal};
-    let listen = |kind| signal(kind).map_err(|error| Error::Internal(format!("listening for signals: {error}")));
+    let listen =
+        |kind| signal(kind).map_err(|error| Error::Internal(format!("listening for signals: {error}")));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
     Ok(async move {
         tokio::select! {

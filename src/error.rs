@@ -24,7 +24,9 @@ pub enum Error {
     },
     /// The configuration names a token closure that code does not have. Nothing was connected to. Add it with
     /// `Token::with`, or mend the name.
-    #[error("topic {topic:?} reads its token with {name:?}, which code does not define; add it with `Token::with`")]
+    #[error(
+        "topic {topic:?} reads its token with {name:?}, which code does not define; add it with `Token::with`"
+    )]
     NoTokenCode {
         /// The topic.
         topic: String,

@@ -42,7 +42,8 @@ pub use class::Class::{Idempotent, NonIdempotent, PotentiallyIdempotent};
 pub use consumer::Consumer;
 pub use error::Error;
 pub use handler::{
-    Classify, Context, Decode, DecodeError, Handler, HandlerError, IntoReply, Json, Probe, Reply, Token, Topic, Window,
+    Classify, Context, Decode, DecodeError, Handler, HandlerError, IntoReply, Json, Probe, Reply, Token,
+    Topic, Window,
 };
 pub use message::{NextOffset, Offset, Raw};
 #[cfg(all(feature = "rocks", feature = "kafka"))]

@@ -8,6 +8,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::iter::successors;
 use std::time::Duration;
 
 /// What `?` converts from: any error, anything that wraps one, and text.
@@ -15,6 +16,9 @@ pub(super) type BoxError = Box<dyn Error + Send + Sync + 'static>;
 
 /// The most of an error's text that is kept; the rest is cut. It travels in a header of the dead letter.
 const MESSAGE_BYTES_MAX: usize = 4096;
+
+/// How many sources are followed: nothing keeps an error from being a source of itself.
+const SOURCES_MAX: usize = 32;
 
 /// Why an attempt ended without an outcome, and what is known about what it applied.
 ///
@@ -172,15 +176,17 @@ impl<T, E: Into<BoxError>> Classify<T> for Result<T, E> {
 /// An error and its sources on one line. Many errors already print their source: what has been said is left out.
 pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut said = error.to_string();
-    let mut next = error.source();
-    // What is past the limit is cut below; a chain that leads back to itself must not keep us here either.
-    while let Some(source) = next.filter(|_| said.len() < MESSAGE_BYTES_MAX) {
+    for source in successors(error.source(), |error| {
+        let error = *error;
+        error.source()
+    })
+    .take(SOURCES_MAX)
+    {
         let text = source.to_string();
         if !said.contains(&text) {
             said.push_str(": ");
             said.push_str(&text);
         }
-        next = source.source();
     }
     if said.len() > MESSAGE_BYTES_MAX {
         said.truncate(said.floor_char_boundary(MESSAGE_BYTES_MAX));

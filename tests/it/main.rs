@@ -1,6 +1,11 @@
 //! Integration tests: one binary, so that RocksDB is linked once. One claim a file, named after behaviour.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may panic")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
 
 mod kafka;
 mod smoke;

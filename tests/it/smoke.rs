@@ -12,8 +12,14 @@ use crate::kafka;
 async fn produce(broker: &kafka::Broker, topic: &str, tokens: impl IntoIterator<Item = String>) {
     let producer: FutureProducer = broker.client().create().unwrap();
     for token in tokens {
-        let headers = OwnedHeaders::new().insert(Header { key: "idempotency-key", value: Some(&token) });
-        let record = FutureRecord::to(topic).key(&token).payload(&token).headers(headers);
+        let headers = OwnedHeaders::new().insert(Header {
+            key: "idempotency-key",
+            value: Some(&token),
+        });
+        let record = FutureRecord::to(topic)
+            .key(&token)
+            .payload(&token)
+            .headers(headers);
         producer.send(record, Duration::from_secs(10)).await.unwrap();
     }
 }
@@ -27,13 +33,20 @@ async fn a_restart_knows_what_was_done() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     produce(broker, &topic, (0..20).map(|n| format!("t{}", n % 10))).await;
     for round in 0..2 {
-        let consumer = Consumer::local(&topic, dir.path()).brokers(broker.bootstrap()).handle(
-            Topic::bytes(&topic, NonIdempotent).state(Arc::clone(&seen)).window(Window::hours(1)),
-            |payload, cx: Context<Arc<Mutex<Vec<String>>>>| async move {
-                cx.state().lock().unwrap().push(String::from_utf8_lossy(&payload).into_owned());
-                Ok(())
-            },
-        );
+        let consumer = Consumer::local(&topic, dir.path())
+            .brokers(broker.bootstrap())
+            .handle(
+                Topic::bytes(&topic, NonIdempotent)
+                    .state(Arc::clone(&seen))
+                    .window(Window::hours(1)),
+                |payload, cx: Context<Arc<Mutex<Vec<String>>>>| async move {
+                    cx.state()
+                        .lock()
+                        .unwrap()
+                        .push(String::from_utf8_lossy(&payload).into_owned());
+                    Ok(())
+                },
+            );
         let wanted = 10 + round * 5;
         let done = Arc::clone(&seen);
         let summary = consumer
