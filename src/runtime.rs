@@ -79,7 +79,7 @@ pub(crate) async fn run(
     let wake = Arc::clone(&signal);
     let waker = Waker::new(move || wake.raise());
     let limits = &settings.limits;
-    let budget = Budget::new(limits.in_flight, limits.in_flight_bytes.0 as usize, waker);
+    let budget = Budget::new(limits, waker);
     let commits = Commits::default();
     let common = Common {
         settings: Arc::clone(&settings),

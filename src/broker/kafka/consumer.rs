@@ -527,14 +527,7 @@ impl PollThread {
             self.serve_main_queue(Duration::from_millis(1))?;
             self.last_turn = clock::now();
         }
-        self.assignments.commits().all_failed();
-        let due: Vec<_> = self
-            .assignments
-            .commits()
-            .take_due()
-            .into_iter()
-            .filter(|(id, _)| ids.contains(id))
-            .collect();
+        let due = self.assignments.commits().take_last(ids);
         crate::crash::point("before-commit");
         match self.commit(&due, CommitMode::Sync) {
             Ok(()) => {
