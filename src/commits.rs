@@ -82,7 +82,10 @@ impl Commits {
         of: impl Fn(&PartitionId) -> bool,
     ) -> Vec<(PartitionId, CommitPoint)> {
         let due = board.iter_mut().filter(|(id, entry)| {
-            of(id) && entry.gate.accepts() && entry.sent.is_none() && entry.acknowledged != Some(entry.published)
+            of(id)
+                && entry.gate.accepts()
+                && entry.sent.is_none()
+                && entry.acknowledged != Some(entry.published)
         });
         due.map(|(id, entry)| {
             entry.sent = Some(entry.published);
@@ -161,7 +164,11 @@ mod tests {
         }
         assert_eq!(commits.take_last(&[ID]), [(ID, point(1))]);
         assert_eq!(commits.take_due(), [(KEPT, point(1))]);
-        assert_eq!(commits.take_last(&[ID]), [(ID, point(1))], "its answer is not waited for");
+        assert_eq!(
+            commits.take_last(&[ID]),
+            [(ID, point(1))],
+            "its answer is not waited for"
+        );
         assert!(commits.take_due().is_empty());
     }
 
