@@ -4,6 +4,7 @@ mod crashes;
 mod drains;
 mod held;
 mod outcomes;
+mod random;
 mod review;
 mod window;
 
