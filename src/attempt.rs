@@ -18,8 +18,8 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::future::FutureExt as _;
 use futures_util::stream::FuturesUnordered;
-use tracing::{Instrument as _, Span};
 use tracing::instrument::Instrumented;
+use tracing::{Instrument as _, Span};
 
 use crate::clock::{self, Instant};
 use crate::handler::{Call, Callee, DecodeError, HandlerError, Probe, Reply};

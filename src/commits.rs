@@ -82,7 +82,10 @@ impl Commits {
         of: impl Fn(&PartitionId) -> bool,
     ) -> Vec<(PartitionId, CommitPoint)> {
         let due = board.iter_mut().filter(|(id, entry)| {
-            of(id) && entry.gate.accepts() && entry.sent.is_none() && entry.acknowledged != Some(entry.published)
+            of(id)
+                && entry.gate.accepts()
+                && entry.sent.is_none()
+                && entry.acknowledged != Some(entry.published)
         });
         due.map(|(id, entry)| {
             entry.sent = Some(entry.published);
@@ -99,6 +102,13 @@ impl Commits {
         {
             entry.acknowledged = Some(sent);
         }
+    }
+
+    /// Whether the broker has yet to answer for one of them.
+    pub(crate) fn waits_for(&self, ids: &[PartitionId]) -> bool {
+        let board = self.board();
+        ids.iter()
+            .any(|id| board.get(id).is_some_and(|entry| entry.sent.is_some()))
     }
 
     /// Nothing of what was sent has been answered, and nothing will be.
@@ -161,7 +171,11 @@ mod tests {
         }
         assert_eq!(commits.take_last(&[ID]), [(ID, point(1))]);
         assert_eq!(commits.take_due(), [(KEPT, point(1))]);
-        assert_eq!(commits.take_last(&[ID]), [(ID, point(1))], "its answer is not waited for");
+        assert_eq!(
+            commits.take_last(&[ID]),
+            [(ID, point(1))],
+            "its answer is not waited for"
+        );
         assert!(commits.take_due().is_empty());
     }
 

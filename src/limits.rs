@@ -96,7 +96,10 @@ impl Budget {
     /// Messages are held no longer, or no longer here.
     pub(crate) fn let_go(&self, messages: usize, bytes: usize) {
         let before = self.0.held.fetch_sub(messages, Ordering::Relaxed);
-        assert!(before >= messages, "{messages} messages let go, {before} were held");
+        assert!(
+            before >= messages,
+            "{messages} messages let go, {before} were held"
+        );
         self.0.held_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
     }
 

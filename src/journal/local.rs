@@ -79,7 +79,11 @@ fn write(store: &dyn Store, group: &mut Vec<Submission>) -> Result<(), String> {
         }
     }
     let entered: Vec<_> = gates.iter().map(|gate| (gate, gate.enter())).collect();
-    let is_open = |asked: &Gate| entered.iter().any(|(gate, entered)| gate.is(asked) && entered.is_some());
+    let is_open = |asked: &Gate| {
+        entered
+            .iter()
+            .any(|(gate, entered)| gate.is(asked) && entered.is_some())
+    };
     let mut numbers = Vec::with_capacity(group.len());
     let mut changes = Vec::with_capacity(group.len());
     for submission in group.drain(..) {

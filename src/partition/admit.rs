@@ -196,7 +196,7 @@ fn taken(
         attempts: 0,
         since_ms: 0,
         started: None,
-            running_since: None,
+        running_since: None,
         open_at: None,
         may_have_applied: false,
         in_doubt: false,

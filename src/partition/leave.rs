@@ -74,7 +74,11 @@ impl Partition {
                 }
                 continue;
             }
-            if !self.resting.get(found).is_some_and(|resting| self.is_too_old(resting)) {
+            if !self
+                .resting
+                .get(found)
+                .is_some_and(|resting| self.is_too_old(resting))
+            {
                 continue;
             }
             let Some(resting) = self.take_resting(found) else {

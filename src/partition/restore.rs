@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::work::{Ending, Holder, Keys, Origin, Phase, Resting, RestingState, Work};
 use super::Partition;
+use super::work::{Ending, Holder, Keys, Origin, Phase, Resting, RestingState, Work};
 use crate::accounts::Account;
 use crate::clock;
 use crate::outcome::{End, HeldFor, Open, Reason, Stage, Stored, Verdict};
