@@ -125,9 +125,15 @@ impl Partition {
                 return Ok(());
             }
         }
-        let Some(work) = self.works.get(id) else {
+        let Some(work) = self.works.get_mut(id) else {
             return Ok(());
         };
+        if self.draining.is_some() {
+            // Its decoder had to wait, and meanwhile the partition began to go: nothing more is begun.
+            work.phase = Phase::Ready;
+            self.attempts.discard(id);
+            return Ok(());
+        }
         if self.wiring.policy.class.is_guarded() || work.suspect {
             self.begin(id);
             return Ok(());
@@ -287,7 +293,10 @@ impl Partition {
             return;
         }
         work.phase = Phase::Ready;
-        if let Some(name) = work.open_at.take() {
+        if work.origin == Origin::Restored {
+            // Its record is the only copy of the message.
+            self.write_begun(id, true);
+        } else if let Some(name) = work.open_at.take() {
             self.changes.removed.push(name);
         }
     }

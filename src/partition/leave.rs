@@ -43,7 +43,8 @@ impl Partition {
     }
 
     fn leave_moved(&mut self, known: &Known) {
-        let commit_point = self.ledger.commit_point().next;
+        let point = *self.point_max.get_or_insert(self.ledger.commit_point());
+        let commit_point = point.next;
         for open in &known.open {
             let Some(found) = self.resting_held(open) else {
                 continue;
@@ -66,11 +67,10 @@ impl Partition {
                 continue;
             };
             if let Some(first) = first_of.get(&found).copied() {
-                self.take_resting(found);
-                if let Some(id) = self.revive(open, Phase::Behind)
-                    && let Some(first) = self.works.get_mut(first)
-                {
-                    first.behind.push(id);
+                let behind = self.take_resting(found).map(|resting| resting.behind);
+                if let Some(id) = self.revive(open, Phase::Behind) {
+                    self.wait_behind(id, first);
+                    first_of.extend(behind.unwrap_or_default().into_iter().map(|behind| (behind, id)));
                 }
                 continue;
             }
