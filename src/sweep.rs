@@ -22,7 +22,20 @@ const EVERY: Duration = Duration::from_secs(5);
 
 /// The sweeper's thread, which ends when this is dropped.
 pub(crate) struct Sweeper {
-    _stop: mpsc::Sender<()>,
+    /// Closed by being dropped, which ends the thread.
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Sweeper {
+    /// Waits for a sweep that is under way: the thread holds the store, and its directory is free only without it.
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            // A sweeper that panicked has said so itself.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Sweeper {
@@ -35,7 +48,7 @@ impl Sweeper {
         clock: Clock,
     ) -> std::io::Result<Self> {
         let (stop, stopped) = mpsc::channel::<()>();
-        thread::Builder::new().name("hapax-sweep".into()).spawn(move || {
+        let thread = thread::Builder::new().name("hapax-sweep".into()).spawn(move || {
             let started_ms = clock.wall_ms();
             while stopped.recv_timeout(EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
                 for (topic, wiring) in &topics {
@@ -46,7 +59,10 @@ impl Sweeper {
                 }
             }
         })?;
-        Ok(Self { _stop: stop })
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 }
 

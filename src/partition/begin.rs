@@ -106,6 +106,15 @@ impl Partition {
     }
 
     fn prepared(&mut self, id: WorkId, decoded: Result<(), Undecoded>) -> Result<(), Stop> {
+        if self
+            .works
+            .get(id)
+            .is_none_or(|work| work.phase != Phase::Preparing)
+        {
+            // Given up meanwhile, because its partition goes.
+            self.attempts.discard(id);
+            return Ok(());
+        }
         match decoded {
             Ok(()) => {}
             Err(Undecoded::Error(DecodeError::Malformed(why))) => {

@@ -230,6 +230,10 @@ impl Partition {
     }
 
     pub(super) fn probed(&mut self, id: WorkId, probe: Probe) -> Result<(), Stop> {
+        if self.works.get(id).is_none_or(|work| work.phase != Phase::Probing) {
+            // Given up meanwhile, because its partition goes.
+            return Ok(());
+        }
         match probe {
             Probe::Done(reply) => {
                 self.wiring.meters.probed("done");

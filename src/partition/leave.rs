@@ -102,7 +102,7 @@ impl Partition {
         format!("held for {held_ms} ms, `held_age` is {max_ms} ms")
     }
 
-    /// Work that was held, was to run again, and has not started when its partition goes to another member: below the
+    /// Work that was held, was to run again, and does not run when its partition goes to another member: below the
     /// commit point it exists nowhere else.
     pub(super) fn give_up_moved(&mut self) {
         if !matches!(self.draining, Some(Draining { revoked: true, .. })) {
@@ -112,12 +112,17 @@ impl Partition {
             .works
             .iter()
             .filter(|(_, work)| {
-                work.origin == Origin::Restored && matches!(work.phase, Phase::Ready | Phase::Waiting)
+                let waits = matches!(
+                    work.phase,
+                    Phase::Ready | Phase::Waiting | Phase::Preparing | Phase::Probing
+                );
+                work.origin == Origin::Restored && waits
             })
             .map(|(id, _)| id)
             .collect();
         for id in waiting {
             self.timers.retain(|(_, waits)| *waits != id);
+            self.attempts.discard(id);
             self.give_up(id, Reason::Moved, MOVED.to_owned());
         }
     }

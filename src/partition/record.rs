@@ -323,11 +323,11 @@ impl Partition {
                         "a dead letter was not acknowledged; it is sent again, and its partition takes nothing meanwhile"
                     );
                 }
-                if self.draining.is_none() {
+                if self.draining.is_none_or(|draining| draining.revoked) {
                     self.send_letter(id);
                 } else {
-                    // It is kept as settling, and sent by whoever serves or sweeps up the partition next: a topic that
-                    // is down must not hold the whole member for the whole budget.
+                    // At a shutdown it stays as settling, and the next start sends it: a topic that is down must not
+                    // hold the process for the whole budget.
                     self.set_phase(id, Phase::Unsent);
                 }
             }
