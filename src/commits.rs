@@ -104,11 +104,23 @@ impl Commits {
         }
     }
 
+    /// Whether the broker has yet to answer for one of them.
+    pub(crate) fn waits_for(&self, ids: &[PartitionId]) -> bool {
+        let board = self.board();
+        ids.iter()
+            .any(|id| board.get(id).is_some_and(|entry| entry.sent.is_some()))
+    }
+
     /// Nothing of what was sent has been answered, and nothing will be.
     pub(crate) fn all_failed(&self) {
         for entry in self.board().values_mut() {
             entry.sent = None;
         }
+    }
+
+    /// Partition time at the point that the broker has.
+    pub(crate) fn acknowledged_ms(&self, id: PartitionId) -> Option<i64> {
+        self.board().get(&id)?.acknowledged?.time_ms
     }
 
     /// What the broker has, by partition: what deletion goes by.

@@ -217,6 +217,7 @@ impl Rig {
             clock: self.clock.clone(),
             cold: self.cold,
             start: Start::Earliest,
+            deleted: crate::config::Deleted::Refuse,
             runtime: Handle::current(),
             failures,
         };
