@@ -24,14 +24,23 @@ struct World {
     /// The keys of each offset.
     sent: Vec<Vec<String>>,
     log: Vec<String>,
+    /// Each line at once: for a schedule that hangs.
+    loud: bool,
 }
 
 type Shared = Arc<Mutex<World>>;
 
 impl World {
+    fn say(&mut self, text: String) {
+        if self.loud {
+            println!("{text}");
+        }
+        self.log.push(text);
+    }
+
     fn apply(&mut self, offset: i64) {
         let keys = self.sent[offset as usize].clone();
-        self.log.push(format!("effect of {offset} {keys:?}"));
+        self.say(format!("effect of {offset} {keys:?}"));
         for key in keys {
             *self.effects.entry(key).or_default() += 1;
         }
@@ -48,7 +57,7 @@ fn script(world: &Shared) -> Script {
     let of_handler = Arc::clone(world);
     Script::new(move |offset, call| {
         let mut world = of_handler.lock().unwrap();
-        world.log.push(format!("call {offset} attempt {}", call.attempt));
+        world.say(format!("call {offset} attempt {}", call.attempt));
         let pick = if world.calm { 0 } else { world.random.u8(0..12) };
         match pick {
             0..=4 => {
@@ -113,7 +122,7 @@ impl Campaign {
     }
 
     fn note(&self, what: &str) {
-        self.world.lock().unwrap().log.push(what.to_owned());
+        self.world.lock().unwrap().say(what.to_owned());
     }
 
     /// The operator decides everything that is held, and knows what was applied.
@@ -287,11 +296,11 @@ async fn campaign(seed: u64, world: Shared) {
         policy.window = Duration::from_secs(1_000_000);
     });
     rig.limits.in_flight = random.usize(4..64);
-    world
-        .lock()
-        .unwrap()
-        .log
-        .push(format!("{class} {concurrency} begun_ahead {begun_ahead}"));
+    rig.sync = Duration::from_millis([0, 1, 7, 60][random.usize(0..4)]);
+    world.lock().unwrap().say(format!(
+        "{class} {concurrency} begun_ahead {begun_ahead}, a sync takes {:?}",
+        rig.sync
+    ));
     let mut campaign = Campaign {
         rig,
         world: Arc::clone(&world),
@@ -315,6 +324,7 @@ fn nothing_is_lost_and_nothing_guarded_is_done_twice() {
     let many = std::env::var("SEEDS").map_or(SEEDS, |many| many.parse().unwrap());
     for seed in one.map_or(0..many, |seed| seed..seed + 1) {
         let failed = Failed(seed, Shared::default());
+        failed.1.lock().unwrap().loud = one.is_some();
         paused(campaign(seed, Arc::clone(&failed.1)));
         std::mem::forget(failed);
     }
