@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::config::AfterFailure;
 
 /// Schedules of one run.
 const SEEDS: u64 = 150;
@@ -109,13 +110,16 @@ impl Campaign {
             _ => (true, true),
         };
         let (new, old) = (new.then(|| format!("n{token}")), old.then(|| format!("o{token}")));
+        let is_missing = self.random.u8(0..20) == 0;
+        let (new, old) = if is_missing { (None, None) } else { (new, old) };
         let mut message = rotated(new.as_deref(), old.as_deref());
         message.key = Some(Bytes::from(vec![self.random.u8(0..3)]));
         if self.random.u8(0..8) == 0 {
             message.payload = Some(Bytes::from_static(b"decodes slowly"));
         }
         let offset = self.rig.send(0, message);
-        let keys = [new, old].into_iter().flatten().collect();
+        let position = is_missing.then(|| format!("p{offset}"));
+        let keys = [new, old, position].into_iter().flatten().collect();
         let mut world = self.world.lock().unwrap();
         world.sent.push(keys);
         assert_eq!(world.sent.len() as i64, offset + 1);
@@ -250,6 +254,7 @@ impl Campaign {
         for (offset, keys) in world.sent.iter().enumerate() {
             let other = |key: &String| match key.split_at(1) {
                 ("n", number) => format!("o{number}"),
+                ("p", _) => key.clone(),
                 (_, number) => format!("n{number}"),
             };
             let linked = keys.iter().filter(|key| both.contains(key)).map(other);
@@ -290,16 +295,24 @@ async fn campaign(seed: u64, world: Shared) {
         });
     }
     let begun_ahead = random.usize(0..3);
+    let after_failure = [AfterFailure::Run, AfterFailure::Suppress][random.usize(0..2)];
     let mut rig = rig_with(class, &script, |policy| {
         policy.concurrency = concurrency;
         policy.begun_ahead = begun_ahead;
         policy.window = Duration::from_secs(1_000_000);
+        policy.after_failure = after_failure;
     });
+    if random.u8(0..4) == 0 {
+        rig.limits.held_age = Duration::from_millis(300);
+    }
+    if random.u8(0..4) == 0 {
+        rig.limits.held = random.usize(1..6);
+    }
     rig.limits.in_flight = random.usize(4..64);
     rig.sync = Duration::from_millis([0, 1, 7, 60][random.usize(0..4)]);
     world.lock().unwrap().say(format!(
-        "{class} {concurrency} begun_ahead {begun_ahead}, a sync takes {:?}",
-        rig.sync
+        "{class} {concurrency} begun_ahead {begun_ahead}, after a failure {after_failure:?}, a sync takes {:?}, {:?}",
+        rig.sync, rig.limits
     ));
     let mut campaign = Campaign {
         rig,

@@ -518,3 +518,23 @@ fn what_is_begun_ahead_keeps_its_order() {
         assert_eq!(script.offsets(), [0, 1, 2]);
     });
 }
+
+/// In doubt, and given up because its partition went. `after_failure = "run"` speaks of failures, and not of doubts.
+#[test]
+fn what_was_given_up_in_doubt_is_not_run_again_as_a_failure() {
+    paused(async {
+        let script = Script::new(|offset, _| if offset == 0 { who_knows() } else { ok() });
+        let mut rig = rig_with(Class::NonIdempotent, &script, |policy| {
+            policy.after_failure = AfterFailure::Run
+        });
+        rig.send(0, message("a"));
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        rig.drain(Duration::from_secs(5), true).await;
+        assert_eq!(rig.letterbox.reasons(), [("0".to_owned(), "moved".to_owned())]);
+        rig.assign(0).unwrap();
+        rig.send(0, message("a"));
+        rig.run_for(A_WHILE).await;
+        assert_eq!(script.offsets(), [0]);
+    });
+}
