@@ -193,6 +193,18 @@ impl Rig {
         self.committed.remove(&partition);
     }
 
+    /// Somebody else commits: another member, or a person who resets the group.
+    pub(crate) fn commit_as(&mut self, partition: i32, next: i64, mark: Option<CommitMark>) {
+        let next = NextOffset(next);
+        self.committed.insert(partition, Committed { next, mark });
+    }
+
+    /// The topic is deleted and made again: its offsets start anew, and Kafka drops what was committed.
+    pub(crate) fn recreate(&mut self) {
+        self.log.clear();
+        self.committed.clear();
+    }
+
     /// What is committed for a partition.
     pub(crate) fn committed(&self, partition: i32) -> Option<&Committed> {
         self.committed.get(&partition)

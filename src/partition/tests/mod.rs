@@ -6,6 +6,7 @@ mod held;
 mod outcomes;
 mod random;
 mod review;
+mod schedules;
 mod window;
 
 use std::collections::BTreeMap;
