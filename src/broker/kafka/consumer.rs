@@ -12,12 +12,12 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
-use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::callbacks::{Answered, Callbacks};
+use super::committer::{Committer, Order};
 use super::properties::consumer_config;
 use super::rebalance::{First, Strays};
 use super::signal::Signal;
@@ -25,11 +25,10 @@ use super::take::{BATCH_MESSAGES_MAX, Queue, take};
 use crate::assignments::Assignments;
 use crate::broker;
 use crate::clock;
+use crate::commits::Due;
 use crate::config::Settings;
 use crate::error::Error;
-use crate::ledger::CommitPoint;
 use crate::pulse::Pulse;
-use crate::store::PartitionId;
 
 /// How long the thread rests where nothing wakes it: bounds how late the main queue is served.
 const REST: Duration = Duration::from_millis(10);
@@ -44,6 +43,8 @@ pub(crate) struct PollThread {
     pub(super) assignments: Assignments,
     pub(super) signal: Arc<Signal>,
     pub(super) pulse: Pulse,
+    /// `None` once the consumer closes.
+    committer: Option<Committer>,
     answers: mpsc::Receiver<Answered>,
     pub(super) queues: Vec<Queue>,
     next_queue: usize,
@@ -68,15 +69,23 @@ impl PollThread {
         reported_cold: tokio::sync::watch::Sender<usize>,
     ) -> Result<Self, Error> {
         let (answer, answers) = mpsc::channel();
+        let answered = Arc::clone(&signal);
         let refused = |error: KafkaError| broker::Error::Config(crate::error::chain(&error));
         let consumer: BaseConsumer<Callbacks> = consumer_config(&settings, partitions)
-            .create_with_context(Callbacks::new(answer))
+            .create_with_context(Callbacks::default())
             .map_err(refused)?;
+        let consumer = Arc::new(consumer);
         let topics: Vec<&str> = settings.topics.keys().map(String::as_str).collect();
         consumer.subscribe(&topics).map_err(refused)?;
+        let committer = Committer::start(Arc::clone(&consumer), answer, move || answered.raise());
+        let committer = committer.map_err(|source| Error::Thread {
+            what: "committing",
+            source,
+        })?;
         pulse.beat(clock::now());
         Ok(Self {
-            consumer: Arc::new(consumer),
+            consumer,
+            committer: Some(committer),
             settings,
             assignments,
             signal,
@@ -200,31 +209,27 @@ impl PollThread {
     }
 
     fn commit_due(&mut self) {
-        let due = self.assignments.commits().take_due();
-        if due.is_empty() {
-            return;
-        }
-        crate::crash::point("before-commit");
-        if let Err(error) = self.commit(&due, CommitMode::Async) {
-            self.consumer.context().note_kick(&error);
-            self.assignments.commits().all_failed();
+        let due = self.assignments.commits().take_due(clock::now());
+        if !due.is_empty() {
+            crate::crash::point("before-commit");
+            self.commit(&due);
         }
     }
 
-    pub(super) fn commit(&self, points: &[(PartitionId, CommitPoint)], mode: CommitMode) -> KafkaResult<()> {
-        if points.is_empty() {
-            return Ok(());
+    /// Hands the points to the committer; [`answered`](Self::answered) hears what became of them.
+    pub(super) fn commit(&self, due: &[Due]) {
+        let order = |due: &Due| {
+            Some(Order {
+                topic: self.assignments.topic(due.id)?.to_owned(),
+                partition: due.id.partition,
+                next: due.point.next,
+                mark: self.assignments.mark(due.point),
+                gate: due.gate.clone(),
+            })
+        };
+        if let Some(committer) = &self.committer {
+            committer.commit(due.iter().filter_map(order).collect());
         }
-        let mut list = TopicPartitionList::with_capacity(points.len());
-        for (id, point) in points {
-            let Some(topic) = self.assignments.topic(*id) else {
-                continue;
-            };
-            let mut element = list.add_partition(topic, id.partition);
-            element.set_offset(KafkaOffset::Offset(point.next.0))?;
-            element.set_metadata(self.assignments.mark(*point));
-        }
-        self.consumer.commit(&list, mode)
     }
 
     /// Takes one batch from every partition that has room, beginning with another one each turn.
@@ -269,6 +274,7 @@ impl PollThread {
         self.assignments.end(&ids);
         self.queues.clear();
         self.uncommitted.clear();
+        self.committer = None;
         self.apply_at_close();
         let consumer = Arc::clone(&self.consumer);
         drained.and_then(|()| self.close(consumer))
