@@ -5,7 +5,7 @@
 //! Method: the files are read as they lie there, and each rule has a test that plants a violation. No container
 //! engine is needed, and no feature: `cargo test --no-default-features --test compose`.
 
-#![expect(clippy::expect_used, clippy::indexing_slicing, reason = "a test may panic")]
+#![expect(clippy::expect_used, reason = "a test may panic")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
