@@ -344,6 +344,8 @@ fn a_clock_read_elsewhere_is_found() {
     assert!(clocks("src/clock.rs", "Instant::now()").is_empty());
     let in_tests = "fn f() {}\n#[cfg(test)]\nmod tests { fn g() { Instant::now(); } }";
     assert!(clocks("src/ledger.rs", &code(before_tests(in_tests))).is_empty());
+    let beside = "fn f() {}\n#[cfg(test)]\nmod tests;\nfn g() { Instant::now(); }";
+    assert_eq!(clocks("src/ledger.rs", &code(before_tests(beside))).len(), 1);
     assert_eq!(
         test_modules(
             "src/partition/mod.rs",

@@ -16,17 +16,20 @@ pub(crate) fn test_modules(path: &str, text: &str) -> Vec<String> {
         .collect()
 }
 
-/// What comes before the unit tests at the end of a file.
+/// What comes before the unit tests at the end of a file: a module with a body, not one that lies in another file.
 pub(crate) fn before_tests(text: &str) -> &str {
-    let end = [
-        "\n#[cfg(test)]\nmod ",
-        "\n#[cfg(test)]\npub(super) mod ",
-        "\n#[cfg(test)]\npub(crate) mod ",
-    ]
-    .iter()
-    .filter_map(|start| text.find(start))
-    .min();
-    &text[..end.unwrap_or(text.len())]
+    let starts = text.match_indices("\n#[cfg(test)]\n");
+    let end = starts
+        .map(|(at, start)| (at, &text[at + start.len()..]))
+        .find(|(_, rest)| {
+            let line = rest.lines().next().unwrap_or_default();
+            line.ends_with('{')
+                && line
+                    .trim_start_matches("pub(crate) ")
+                    .trim_start_matches("pub(super) ")
+                    .starts_with("mod ")
+        });
+    &text[..end.map_or(text.len(), |(at, _)| at)]
 }
 
 /// The text without comments and without what is inside literals; lines stay where they are.
