@@ -342,7 +342,7 @@ fn a_clock_read_elsewhere_is_found() {
     assert_eq!(clocks("src/ledger.rs", "let t = Instant::now();").len(), 1);
     assert_eq!(clocks("src/ledger.rs", "start.elapsed()").len(), 1);
     assert!(clocks("src/clock.rs", "Instant::now()").is_empty());
-    let in_tests = "fn f() {}\n#[cfg(test)]\nmod tests { fn g() { Instant::now(); } }";
+    let in_tests = "fn f() {}\n#[cfg(test)]\nmod tests {\nfn g() { Instant::now(); }\n}";
     assert!(clocks("src/ledger.rs", &code(before_tests(in_tests))).is_empty());
     let beside = "fn f() {}\n#[cfg(test)]\nmod tests;\nfn g() { Instant::now(); }";
     assert_eq!(clocks("src/ledger.rs", &code(before_tests(beside))).len(), 1);
