@@ -292,7 +292,7 @@ fn the_consumers_configuration_is_one_that_hapax_runs() {
     let mut code = Layer::default();
     let mut topic = TopicLayer::default();
     topic.class = Some(hapax::NonIdempotent);
-    code.topics.insert("orders".to_owned(), topic);
+    code.topics.insert("payments".to_owned(), topic);
     let settings = config::resolve(Layer::default(), file, code).expect("it resolves");
     let compose = text("compose/compose.yaml");
     assert!(
@@ -304,7 +304,7 @@ fn the_consumers_configuration_is_one_that_hapax_runs() {
         "the volume there"
     );
     assert!(
-        compose.contains(&settings.dead_letter.topic_of("orders")),
+        compose.contains(&settings.dead_letter.topic_of("payments")),
         "the dead-letter topic there"
     );
 }
