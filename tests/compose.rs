@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hapax::config::{self, Layer, TopicLayer};
+use hapax::config::{self, Layer};
 use hapax::metrics::{DEFINITIONS, Definition, Kind};
 use serde_json::Value;
 
@@ -288,12 +288,7 @@ fn the_pages_name_metrics_that_exist() {
 fn the_consumers_configuration_is_one_that_hapax_runs() {
     let path = root().join("compose/hapax.toml");
     let file = config::file(&path).expect("it reads");
-    // The class comes from code, as in the example.
-    let mut code = Layer::default();
-    let mut topic = TopicLayer::default();
-    topic.class = Some(hapax::NonIdempotent);
-    code.topics.insert("payments".to_owned(), topic);
-    let settings = config::resolve(Layer::default(), file, code).expect("it resolves");
+    let settings = config::resolve(Layer::default(), file, Layer::default()).expect("it resolves");
     let compose = text("compose/compose.yaml");
     assert!(
         compose.contains(&format!("bootstrap-server {}", settings.brokers)),
