@@ -76,6 +76,23 @@ fn fences(text: &str) -> (String, String) {
     (prose, blocks)
 }
 
+/// The named crash points that a page does not mention.
+fn crash_points(path: &str, text: &str, points: &[&str]) -> Vec<String> {
+    let missing = points.iter().filter(|point| !text.contains(**point));
+    missing
+        .map(|point| format!("{path} does not say what the crash point {point} is"))
+        .collect()
+}
+
+/// The names in the list of `src/crash.rs`.
+fn points(source: &str) -> Vec<&str> {
+    let list = source
+        .split_once("POINTS: &[&str] = &[")
+        .map_or("", |(_, rest)| rest);
+    let list = list.split(']').next().unwrap_or_default();
+    list.split('"').skip(1).step_by(2).collect()
+}
+
 /// What a heading is linked by.
 fn slug(heading: &str) -> String {
     let kept = heading.trim().to_lowercase();
@@ -240,4 +257,22 @@ fn a_make_target_that_does_not_exist_is_found() {
         0
     );
     assert_eq!(targets("`make tset`\n```\nmake X=1 dmeo\n```"), 2);
+}
+
+#[test]
+fn every_crash_point_is_explained() {
+    let source = fs::read_to_string(root().join("src/crash.rs")).expect("the source reads");
+    let points = points(&source);
+    assert!(points.len() >= 10, "only {points:?} were read");
+    let mut told = pages();
+    told.retain(|(path, _)| ["README.md", "docs/design.md"].contains(&path.as_str()));
+    assert_eq!(told.len(), 2);
+    assert_none(over(&told, |path, text| crash_points(path, text, &points)));
+}
+
+#[test]
+fn a_crash_point_that_no_page_explains_is_found() {
+    let source = "pub const POINTS: &[&str] = &[\n    \"before-a\",\n    \"after-a\",\n];";
+    assert_eq!(points(source), ["before-a", "after-a"]);
+    assert_eq!(crash_points("a.md", "| `after-a` |", &points(source)).len(), 1);
 }
