@@ -93,6 +93,19 @@ fn points(source: &str) -> Vec<&str> {
     list.split('"').skip(1).step_by(2).collect()
 }
 
+/// Pairs such as "`src/a.rs`, `step`" whose file has no function of that name.
+fn missing_functions(path: &str, text: &str, read: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let spans: Vec<&str> = text.split('`').collect();
+    let pairs = spans
+        .windows(3)
+        .filter(|three| three[0].ends_with(".rs") && three[1] == ", ");
+    pairs
+        .filter(|three| !three[2].contains(['.', '/']))
+        .filter(|three| !read(three[0]).is_some_and(|source| source.contains(&format!("fn {}(", three[2]))))
+        .map(|three| format!("{path} names {} in {}, which is not there", three[2], three[0]))
+        .collect()
+}
+
 /// What a heading is linked by.
 fn slug(heading: &str) -> String {
     let kept = heading.trim().to_lowercase();
@@ -275,4 +288,18 @@ fn a_crash_point_that_no_page_explains_is_found() {
     let source = "pub const POINTS: &[&str] = &[\n    \"before-a\",\n    \"after-a\",\n];";
     assert_eq!(points(source), ["before-a", "after-a"]);
     assert_eq!(crash_points("a.md", "| `after-a` |", &points(source)).len(), 1);
+}
+
+#[test]
+fn functions_that_the_pages_name_exist() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).ok();
+    assert_none(over(&pages(), |path, text| missing_functions(path, text, read)));
+}
+
+#[test]
+fn a_function_that_is_gone_is_found() {
+    let read = |path: &str| (path == "src/a.rs").then(|| "fn step(x: u8) {}".to_owned());
+    let found = |text: &str| missing_functions("d.md", text, read).len();
+    assert_eq!(found("| `src/a.rs`, `step` | `src/a.rs`, `src/b.rs` |"), 0);
+    assert_eq!(found("| `src/a.rs`, `stop` | `src/b.rs`, `step` |"), 2);
 }
