@@ -29,8 +29,22 @@ pub(super) struct Order {
     pub(super) gate: Gate,
 }
 
-/// The handle of the thread, which ends with it.
-pub(super) struct Committer(mpsc::Sender<Vec<Order>>);
+/// The handle of the thread. Dropping it waits for the answer to what was handed over.
+pub(super) struct Committer {
+    /// Closed by being dropped, which ends the thread.
+    orders: Option<mpsc::Sender<Vec<Order>>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            // One that panicked has said so itself.
+            let _ = thread.join();
+        }
+    }
+}
 
 impl Committer {
     /// Starts the thread. What the broker says goes to `answers`, one for each order; `answered` is called after them.
@@ -43,7 +57,7 @@ impl Committer {
         answered: impl Fn() + Send + 'static,
     ) -> std::io::Result<Self> {
         let (orders, inbox) = mpsc::channel::<Vec<Order>>();
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("hapax-commit".into())
             .spawn(move || {
                 for orders in inbox {
@@ -57,7 +71,10 @@ impl Committer {
                     answered();
                 }
             })?;
-        Ok(Self(orders))
+        Ok(Self {
+            orders: Some(orders),
+            thread: Some(thread),
+        })
     }
 
     /// Hands over commits; their answers come in their order.
@@ -67,9 +84,9 @@ impl Committer {
             by_topic.entry(order.topic.clone()).or_default().push(order);
         }
         let orders: Vec<Order> = by_topic.into_values().flatten().collect();
-        if !orders.is_empty() {
+        if let Some(to) = self.orders.as_ref().filter(|_| !orders.is_empty()) {
             // Where the thread is gone nothing is answered, and whoever waits has a deadline.
-            let _ = self.0.send(orders);
+            let _ = to.send(orders);
         }
     }
 }

@@ -43,8 +43,7 @@ pub(crate) struct PollThread {
     pub(super) assignments: Assignments,
     pub(super) signal: Arc<Signal>,
     pub(super) pulse: Pulse,
-    /// `None` once the consumer closes.
-    committer: Option<Committer>,
+    committer: Committer,
     answers: mpsc::Receiver<Answered>,
     pub(super) queues: Vec<Queue>,
     next_queue: usize,
@@ -85,7 +84,7 @@ impl PollThread {
         pulse.beat(clock::now());
         Ok(Self {
             consumer,
-            committer: Some(committer),
+            committer,
             settings,
             assignments,
             signal,
@@ -106,9 +105,10 @@ impl PollThread {
     /// Where the broker or the store ends it. Everything recorded is committed first where that is still possible.
     pub(crate) fn run(mut self) -> Result<Vec<crate::accounts::Balance>, Error> {
         let outcome = self.serve();
-        let ended = self.shut_down();
+        let drained = self.drain_all();
         let balances = self.assignments.balances();
-        outcome.and(ended).map(|()| balances)
+        let closed = self.close();
+        outcome.and(drained).and(closed).map(|()| balances)
     }
 
     fn serve(&mut self) -> Result<(), Error> {
@@ -227,9 +227,7 @@ impl PollThread {
                 gate: due.gate.clone(),
             })
         };
-        if let Some(committer) = &self.committer {
-            committer.commit(due.iter().filter_map(order).collect());
-        }
+        self.committer.commit(due.iter().filter_map(order).collect());
     }
 
     /// Takes one batch from every partition that has room, beginning with another one each turn.
@@ -267,28 +265,27 @@ impl PollThread {
         Ok(taken)
     }
 
-    fn shut_down(&mut self) -> Result<(), Error> {
+    fn drain_all(&mut self) -> Result<(), Error> {
         let ids = self.assignments.ids();
         crate::crash::point("at-shutdown");
         let drained = self.drain(&ids, false);
         self.assignments.end(&ids);
-        self.queues.clear();
-        self.uncommitted.clear();
-        self.committer = None;
-        self.apply_at_close();
-        let consumer = Arc::clone(&self.consumer);
-        drained.and_then(|()| self.close(consumer))
+        drained
     }
 
-    /// Closes on a thread of its own: a close that hangs must not hang the process.
-    fn close(&mut self, consumer: Arc<BaseConsumer<Callbacks>>) -> Result<(), Error> {
+    /// Closes on a thread of its own: a close that hangs must not hang the process. Dropping the last handle is what
+    /// closes, so every other one goes first; a commit that is still waited for has one.
+    fn close(mut self) -> Result<(), Error> {
+        self.queues.clear();
+        self.apply_at_close();
+        let Self {
+            consumer, committer, ..
+        } = self;
         let (closed, done) = mpsc::channel();
         let thread = thread::Builder::new().name("hapax-close".into()).spawn(move || {
-            consumer.unsubscribe();
-            let _ = consumer.close_queue();
-            while !consumer.closed() {
-                let _ = consumer.poll(Duration::from_millis(10));
-            }
+            drop(committer);
+            drop(consumer);
+            // Whoever waited may have gone on without it.
             let _ = closed.send(());
         });
         thread.map_err(|source| Error::Thread {
@@ -299,8 +296,6 @@ impl PollThread {
             tracing::warn!(
                 "the consumer did not close within {CLOSE_MAX:?}; the group notices by its session timeout"
             );
-            // Its last handle would wait as long again.
-            std::mem::forget(Arc::clone(&self.consumer));
         }
         Ok(())
     }
