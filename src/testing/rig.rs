@@ -14,7 +14,7 @@ use crate::assignments::{Assignments, Facts, Parts};
 use crate::attempt::Factory;
 use crate::broker::{self, CommitMark, Committed, Letter, Letters, Sending};
 use crate::clock::Clock;
-use crate::commits::Commits;
+use crate::commits::{Commits, Due};
 use crate::config::{Cold, Limits, Start, TopicPolicy};
 use crate::error::Error;
 use crate::journal::{Failure, Journal, Submission};
@@ -380,7 +380,7 @@ impl Rig {
 
     fn commit(&mut self) {
         let Some(process) = &self.process else { return };
-        for (id, point) in process.commits.take_due() {
+        for Due { id, point, .. } in process.commits.take_due(crate::clock::now()) {
             let mark = CommitMark::from_metadata(&process.assignments.mark(point));
             self.committed.insert(
                 id.partition,
@@ -389,7 +389,9 @@ impl Rig {
                     mark,
                 },
             );
-            process.commits.answered(id, point.next, true);
+            process
+                .commits
+                .answered(id, point.next, true, crate::clock::now());
         }
     }
 
