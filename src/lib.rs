@@ -6,6 +6,8 @@ mod attempt;
 pub mod backoff;
 pub mod broker;
 mod class;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod clock;
 mod commits;
 pub mod config;
@@ -17,6 +19,8 @@ pub mod error;
 pub mod explain;
 pub mod fence;
 pub mod handler;
+#[cfg(any(test, feature = "cli"))]
+mod held;
 pub mod journal;
 pub mod ledger;
 mod limits;

@@ -12,6 +12,7 @@ use crate::accounts::Balance;
 use crate::assignments::{Assignments, Parts};
 use crate::attempt::Factory;
 use crate::broker::Letters;
+use crate::broker::cluster::Fit;
 use crate::broker::kafka::admin;
 use crate::broker::kafka::consumer::{PollThread, Signal};
 use crate::broker::kafka::producer::Producer;
@@ -180,11 +181,45 @@ fn open(settings: &Settings) -> Result<RocksStore, Error> {
         })
         .collect();
     let store = RocksStore::open(&settings.state_dir, &settings.group, &specs, settings.memory.0)?;
-    let cluster = admin::ask(settings, settings.topics.keys().cloned())?;
-    if let Some(id) = cluster.id {
-        store.claim_cluster(&id)?;
+    match claim(settings, &store) {
+        Ok(()) => Ok(store),
+        Err(error) => {
+            // Nothing ran: a start that is refused must not count as one that was killed.
+            store.close()?;
+            Err(error)
+        }
     }
-    Ok(store)
+}
+
+/// What the cluster has to be for this store and these settings.
+fn claim(settings: &Settings, store: &RocksStore) -> Result<(), Error> {
+    let mut cluster = admin::ask(settings)?;
+    if let Some(id) = &cluster.id {
+        store.claim_cluster(id)?;
+    }
+    for topic in settings.topics.keys() {
+        let partitions = cluster.partitions(topic)?;
+        if let Some(known) = store.claim_partitions(topic, partitions)? {
+            tracing::warn!(
+                %topic, known, partitions,
+                "the topic has grown: a token may come back in another partition, where it is not known, for one window"
+            );
+        }
+    }
+    let missing = cluster.missing_letters(settings);
+    if settings.dead_letter.create && !missing.is_empty() {
+        for new in &missing {
+            admin::create(settings, new)?;
+            tracing::info!(topic = %new.name, partitions = new.partitions, "dead-letter topic created");
+        }
+        cluster = admin::ask(settings)?;
+    }
+    for topic in settings.topics.keys() {
+        if let Fit::Unproven(why) = cluster.letters(settings, topic)? {
+            tracing::warn!(%topic, %why, "not proven that every message fits into the dead-letter topic with hapax's headers");
+        }
+    }
+    Ok(())
 }
 
 /// What the wirings of all topics share.

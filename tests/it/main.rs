@@ -7,5 +7,6 @@
     reason = "a test may panic"
 )]
 
+mod cli;
 mod kafka;
 mod smoke;

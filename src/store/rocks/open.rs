@@ -27,6 +27,7 @@ pub(super) struct Found {
     pub(super) running: bool,
     pub(super) unclean: u32,
     pub(super) topics: BTreeMap<TopicId, TopicSpec>,
+    pub(super) partitions: BTreeMap<TopicId, i32>,
 }
 
 /// A topic in `meta`.
@@ -154,6 +155,16 @@ pub(super) fn read(db: &DB, dir: &Path) -> Result<Option<Found>, Error> {
         };
         topics.insert(TopicId(id), spec);
     }
+    let mut partitions = BTreeMap::new();
+    for (key, value) in texts.range(keys::PARTITIONS.to_owned()..) {
+        let Some(number) = key.strip_prefix(keys::PARTITIONS) else {
+            break;
+        };
+        let (Ok(id), Ok(count)) = (number.parse(), value.parse()) else {
+            return Err(unreadable(dir, key));
+        };
+        partitions.insert(TopicId(id), count);
+    }
     Ok(Some(Found {
         store_id: parsed(keys::STORE_ID)?
             .parse()
@@ -165,6 +176,7 @@ pub(super) fn read(db: &DB, dir: &Path) -> Result<Option<Found>, Error> {
             .parse()
             .map_err(|_| unreadable(dir, keys::UNCLEAN))?,
         topics,
+        partitions,
     }))
 }
 
