@@ -1,6 +1,8 @@
 //! hapax
 
 pub mod accounts;
+#[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
+mod admin;
 mod assignments;
 mod attempt;
 pub mod backoff;

@@ -7,6 +7,9 @@
     reason = "a test may panic"
 )]
 
+mod admin_port;
 mod cli;
 mod kafka;
+mod killed_store;
 mod smoke;
+mod start;

@@ -81,7 +81,7 @@ fn directory(dir: &Path, source: io::Error) -> Error {
 /// Reads the identity of the store in `dir` without writing a byte. `None` where it cannot be read so: it may be
 /// half made, damaged, or written to by another process at this moment, and opening it will say which.
 pub(super) fn peek(dir: &Path) -> Result<Option<Found>, Error> {
-    let db = DB::open_cf_for_read_only(&Options::default(), dir, [keys::META], false);
+    let db = DB::open_cf_for_read_only(&Budget::reading(), dir, [keys::META], false);
     db.map_or(Ok(None), |db| read(&db, dir))
 }
 

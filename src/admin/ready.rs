@@ -1,0 +1,58 @@
+//! Whether the consumer is well, and whether it serves all that it was given: the reasons in words.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::watch;
+
+/// What the port says of one consumer. The poll thread holds the other end of the channel: it reports at every
+/// assignment how many partitions it refuses, and it is gone when the thread is.
+#[derive(Debug)]
+pub(crate) struct Readiness {
+    cold: watch::Receiver<usize>,
+    stopping: AtomicBool,
+}
+
+impl Readiness {
+    /// Not ready until the first report comes.
+    pub(crate) const fn new(cold: watch::Receiver<usize>) -> Self {
+        Self {
+            cold,
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// From here on it takes nothing more.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Why the process should be started again, if it should.
+    pub(super) fn unhealthy(&self) -> Option<String> {
+        self.cold
+            .has_changed()
+            .is_err()
+            .then(|| "the poll thread has ended".to_owned())
+    }
+
+    /// Why it does not serve everything that it was given, if it does not.
+    pub(super) fn unready(&self) -> Option<String> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Some("stopping: it finishes what runs and takes nothing more".to_owned());
+        }
+        match (self.cold.has_changed(), *self.cold.borrow()) {
+            (Err(_), _) => self.unhealthy(),
+            // Never marked as seen here, so it stays changed after the first report.
+            (Ok(false), _) => {
+                Some("no assignment yet: it opens the store, or waits for its group".to_owned())
+            }
+            (Ok(true), 0) => None,
+            (Ok(true), cold) => Some(format!(
+                "{} refused as cold: this store does not hold their past (the log says which, and `cold` decides)",
+                match cold {
+                    1 => "1 partition is".to_owned(),
+                    several => format!("{several} partitions are"),
+                }
+            )),
+        }
+    }
+}
