@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -31,6 +32,9 @@ use crate::store::rocks::RocksStore;
 use crate::store::{Store, TopicSpec};
 use crate::sweep::Sweeper;
 use crate::token::{Extractor, Reader};
+
+/// How long the end of a consumer waits for threads that are on their way out.
+const HANDLES_MAX: Duration = Duration::from_secs(5);
 
 /// A topic with its handler, ready to be run.
 pub(crate) struct Handled {
@@ -162,8 +166,18 @@ impl Unclosed {
         Self(Some(Arc::new(store)))
     }
 
+    /// Closes it and gives its lock back: whoever awaited the end of a consumer may open the directory again at once.
     fn close(mut self) -> Result<(), crate::store::Error> {
-        self.0.take().map_or(Ok(()), |store| store.close())
+        let Some(store) = self.0.take() else {
+            return Ok(());
+        };
+        let closed = store.close();
+        // The lock goes with the last handle, and the sweeper's thread gives its own back a moment after it was told.
+        let deadline = clock::now() + HANDLES_MAX;
+        while Arc::strong_count(&store) > 1 && clock::now() < deadline {
+            thread::park_timeout(Duration::from_millis(1));
+        }
+        closed
     }
 }
 

@@ -11,5 +11,6 @@ mod admin_port;
 mod cli;
 mod kafka;
 mod killed_store;
+mod resolved;
 mod smoke;
 mod start;
