@@ -62,10 +62,13 @@ pub(crate) async fn run(
     let (reported_cold, cold) = watch::channel(0);
     let readiness = Arc::new(Readiness::new(cold));
     // Before the first metric is made: what was made under no recorder is nobody's.
-    let _admin = match settings.admin.listen {
+    let admin = match settings.admin.listen {
         Some(listen) => Some(admin::Server::start(listen, Arc::clone(&readiness)).await?),
         None => None,
     };
+    if let Some(server) = &admin {
+        tracing::info!(address = %server.address(), "metrics, health and readiness");
+    }
     crate::metrics::describe();
     let opening = {
         let settings = Arc::clone(&settings);

@@ -56,13 +56,11 @@ impl Server {
                 })
                 .await;
         });
-        tracing::info!(%address, "admin port");
         Ok(Self { address, _stop: stop })
     }
 
     /// Where it listens: with port 0 the system chose.
-    #[cfg(test)]
-    const fn address(&self) -> SocketAddr {
+    pub(crate) const fn address(&self) -> SocketAddr {
         self.address
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! The page is read by a parser of its own, which knows the text format and nothing of hapax; every metric that
 //! `hapax::metrics::DEFINITIONS` promises must then be there, with those labels and no others.
+//!
+//! Seen to fail: with the partition taken from one gauge's labels: "hapax_lag_messages, left: {\"topic\"}".
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};

@@ -1,7 +1,8 @@
 //! A store that is killed under load opens again.
 //!
 //! Under load write buffers fill, and the manifest of RocksDB names the logs that are still needed. Whoever looks at
-//! the store then must know of that: a look that did not ended the process by SIGSEGV, at every start.
+//! the store then must know of that: a look that did not ended the process by SIGSEGV, at every start (seen again with
+//! `Options::default()` in `peek`).
 
 use hapax::message::Offset;
 use hapax::outcome::{Closed, End, Open, Stage, Stored};
