@@ -30,15 +30,17 @@ pub mod message;
 pub mod metrics;
 pub mod outcome;
 mod partition;
+mod pulse;
 pub mod record;
 #[cfg(all(feature = "rocks", feature = "kafka"))]
 mod runtime;
 pub mod store;
-#[cfg(all(feature = "rocks", feature = "kafka"))]
+#[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
 mod sweep;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod token;
+mod trace;
 pub mod window;
 
 pub use bytes::Bytes;
@@ -54,3 +56,7 @@ pub use handler::{
 pub use message::{NextOffset, Offset, Raw};
 #[cfg(all(feature = "rocks", feature = "kafka"))]
 pub use runtime::Summary;
+
+#[doc = include_str!("../README.md")]
+#[cfg(all(doctest, feature = "rocks", feature = "kafka"))]
+struct Readme;

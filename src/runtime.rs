@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
-use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,8 +16,10 @@ use crate::attempt::Factory;
 use crate::broker::Letters;
 use crate::broker::cluster::Fit;
 use crate::broker::kafka;
-use crate::broker::kafka::consumer::{PollThread, Signal};
+use crate::broker::kafka::consumer::PollThread;
 use crate::broker::kafka::producer::Producer;
+use crate::broker::kafka::properties::session_max;
+use crate::broker::kafka::signal::Signal;
 use crate::clock::{self, Clock};
 use crate::commits::Commits;
 use crate::config::Settings;
@@ -27,14 +29,12 @@ use crate::journal::local::Local;
 use crate::limits::{Budget, Waker};
 use crate::metrics::TopicMeters;
 use crate::partition::Wiring;
+use crate::pulse::Pulse;
 use crate::store::lookups::Lookups;
 use crate::store::rocks::RocksStore;
 use crate::store::{Store, TopicSpec};
 use crate::sweep::Sweeper;
 use crate::token::{Extractor, Reader};
-
-/// How long the end of a consumer waits for threads that are on their way out.
-const HANDLES_MAX: Duration = Duration::from_secs(5);
 
 /// A topic with its handler, ready to be run.
 pub(crate) struct Handled {
@@ -75,12 +75,20 @@ pub(crate) async fn run(
         // Opening is not cancellable: on a blocking thread a dropped future leaves it to finish and close by itself.
         tokio::task::spawn_blocking(move || open(&settings))
     };
-    let store = opening
+    let (store, partitions) = opening
         .await
         .map_err(|error| Error::Internal(format!("opening the store: {error}")))??;
 
     let (failures, mut failed) = mpsc::unbounded_channel();
-    let (mut running, poll) = start(&settings, handled, store, reported_cold, failures)?;
+    let pulse = Pulse::new(clock::now(), session_max(&settings));
+    readiness.feel(pulse.clone());
+    let poll = Poll {
+        partitions,
+        pulse,
+        reported_cold,
+        failures,
+    };
+    let (mut running, poll) = start(&settings, handled, store, poll)?;
     tokio::pin!(poll);
     tokio::pin!(stop);
     let mut failure = None;
@@ -169,18 +177,8 @@ impl Unclosed {
         Self(Some(Arc::new(store)))
     }
 
-    /// Closes it and gives its lock back: whoever awaited the end of a consumer may open the directory again at once.
     fn close(mut self) -> Result<(), crate::store::Error> {
-        let Some(store) = self.0.take() else {
-            return Ok(());
-        };
-        let closed = store.close();
-        // The lock goes with the last handle, and the sweeper's thread gives its own back a moment after it was told.
-        let deadline = clock::now() + HANDLES_MAX;
-        while Arc::strong_count(&store) > 1 && clock::now() < deadline {
-            thread::park_timeout(Duration::from_millis(1));
-        }
-        closed
+        self.0.take().map_or(Ok(()), |store| store.close())
     }
 }
 
@@ -196,17 +194,32 @@ impl Drop for Unclosed {
 
 type Polled = oneshot::Receiver<Result<Vec<Balance>, Error>>;
 
+/// What the poll thread starts with.
+struct Poll {
+    /// How many partitions the topics have in all.
+    partitions: usize,
+    pulse: Pulse,
+    reported_cold: watch::Sender<usize>,
+    /// Why the consumer has to stop, from whichever thread met it first.
+    failures: mpsc::UnboundedSender<Error>,
+}
+
 /// Starts the threads.
 fn start(
     settings: &Arc<Settings>,
     handled: BTreeMap<String, Handled>,
     unclosed: Unclosed,
-    reported_cold: watch::Sender<usize>,
-    failures: mpsc::UnboundedSender<Error>,
+    poll: Poll,
 ) -> Result<(Running, Polled), Error> {
     let Some(store) = unclosed.0.clone() else {
         return Err(Error::Internal("the store was closed before it was used".into()));
     };
+    let Poll {
+        partitions,
+        pulse,
+        reported_cold,
+        failures,
+    } = poll;
     let no_thread = |what| move |source| Error::Thread { what, source };
     let signal = Arc::new(Signal::default());
     let broken = failures.clone();
@@ -218,8 +231,7 @@ fn start(
     let letters: Arc<dyn Letters> = Arc::new(Producer::new(settings)?);
     let wake = Arc::clone(&signal);
     let waker = Waker::new(move || wake.raise());
-    let limits = &settings.limits;
-    let budget = Budget::new(limits.in_flight, limits.in_flight_bytes.0 as usize, waker);
+    let budget = Budget::new(&settings.limits, waker);
     let commits = Commits::default();
     let common = Common {
         settings: Arc::clone(settings),
@@ -229,6 +241,7 @@ fn start(
         commits: commits.clone(),
         budget: budget.clone(),
         unclean_starts: store.past().unclean,
+        pulse: pulse.clone(),
     };
     let mut topics = BTreeMap::new();
     for (name, handled) in handled {
@@ -250,6 +263,7 @@ fn start(
         clock: Clock::system(),
         cold: settings.cold,
         start: settings.start,
+        deleted: settings.deleted,
         runtime: Handle::current(),
         failures,
     };
@@ -257,7 +271,8 @@ fn start(
     let poll = {
         let (settings, signal) = (Arc::clone(settings), Arc::clone(&signal));
         thread::Builder::new().name("hapax-poll".into()).spawn(move || {
-            let outcome = PollThread::new(settings, Assignments::new(parts), signal, reported_cold)
+            let assignments = Assignments::new(parts);
+            let outcome = PollThread::new(settings, partitions, assignments, signal, pulse, reported_cold)
                 .and_then(PollThread::run);
             // Nobody listens any more where the future was dropped.
             let _ = done.send(outcome);
@@ -277,7 +292,8 @@ fn start(
     Ok((running, polled))
 }
 
-fn open(settings: &Settings) -> Result<Unclosed, Error> {
+/// The store, and how many partitions the topics have in all.
+fn open(settings: &Settings) -> Result<(Unclosed, usize), Error> {
     let specs: Vec<_> = settings
         .topics
         .iter()
@@ -289,17 +305,19 @@ fn open(settings: &Settings) -> Result<Unclosed, Error> {
     let store = RocksStore::open(&settings.state_dir, &settings.group, &specs, settings.memory.0)?;
     let claimed = claim(settings, &store);
     let store = Unclosed::new(store);
-    claimed.map(|()| store)
+    claimed.map(|partitions| (store, partitions))
 }
 
-/// What the cluster has to be for this store and these settings.
-fn claim(settings: &Settings, store: &RocksStore) -> Result<(), Error> {
+/// What the cluster has to be for this store and these settings. Returns how many partitions the topics have in all.
+fn claim(settings: &Settings, store: &RocksStore) -> Result<usize, Error> {
     let mut cluster = kafka::admin::ask(settings)?;
     if let Some(id) = &cluster.id {
         store.claim_cluster(id)?;
     }
+    let mut all = 0;
     for topic in settings.topics.keys() {
         let partitions = cluster.partitions(topic)?;
+        all += usize::try_from(partitions).unwrap_or(0);
         if let Some(known) = store.claim_partitions(topic, partitions)? {
             tracing::warn!(
                 %topic, known, partitions,
@@ -320,7 +338,7 @@ fn claim(settings: &Settings, store: &RocksStore) -> Result<(), Error> {
             tracing::warn!(%topic, %why, "not proven that every message fits into the dead-letter topic with hapax's headers");
         }
     }
-    Ok(())
+    Ok(all)
 }
 
 /// What the wirings of all topics share.
@@ -332,6 +350,7 @@ struct Common {
     commits: Commits,
     budget: Budget,
     unclean_starts: u32,
+    pulse: Pulse,
 }
 
 impl Common {
@@ -361,6 +380,8 @@ impl Common {
             // Jitter only has to differ between processes.
             seed: clock.wall_ms() as u64 ^ u64::from(std::process::id()) << 32,
             unclean_starts: self.unclean_starts,
+            pulse: self.pulse.clone(),
+            window_full: AtomicBool::new(false),
             clock,
         })
     }

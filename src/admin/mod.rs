@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 pub(crate) use self::ready::Readiness;
 use self::recorder::Page;
+use crate::clock;
 use crate::error::Error;
 
 /// The server, which ends when this is dropped.
@@ -86,7 +87,7 @@ async fn metrics(State(shared): State<Shared>) -> Response {
 }
 
 async fn healthz(State(shared): State<Shared>) -> Response {
-    answer(shared.readiness.unhealthy(), "healthy\n")
+    answer(shared.readiness.unhealthy(clock::now()), "healthy\n")
 }
 
 async fn readyz(State(shared): State<Shared>) -> Response {
@@ -182,6 +183,22 @@ mod tests {
                 std::thread::yield_now();
             }
         });
+    }
+
+    #[test]
+    fn a_poll_thread_that_stands_still_is_not_healthy() {
+        let (_cold, reported) = watch::channel(0);
+        let readiness = Readiness::new(reported);
+        let (now, session) = (crate::clock::now(), std::time::Duration::from_secs(6));
+        let pulse = crate::pulse::Pulse::new(now, session);
+        readiness.feel(pulse.clone());
+        assert_eq!(readiness.unhealthy(now + session), None);
+        let late = now + 2 * session;
+        assert!(readiness.unhealthy(late).is_some());
+        pulse.beat(late);
+        assert_eq!(readiness.unhealthy(late), None);
+        readiness.stop();
+        assert_eq!(readiness.unhealthy(now + 9 * session), None);
     }
 
     #[tokio::test]

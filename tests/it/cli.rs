@@ -153,6 +153,7 @@ fn stopped() -> TempDir {
         changes.position = Some(Position {
             commit_point: NextOffset(40),
             time_ms: Some(1_700_000_000_000),
+            acknowledged_ms: Some(1_700_000_000_000),
             written_ms: 1_700_000_000_000,
         });
         store.apply(&[changes]).unwrap();
