@@ -1,11 +1,15 @@
 //! hapax
 
 pub mod accounts;
+#[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
+mod admin;
 mod assignments;
 mod attempt;
 pub mod backoff;
 pub mod broker;
 mod class;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod clock;
 mod commits;
 pub mod config;
@@ -17,6 +21,8 @@ pub mod error;
 pub mod explain;
 pub mod fence;
 pub mod handler;
+#[cfg(any(test, feature = "cli"))]
+mod held;
 pub mod journal;
 pub mod ledger;
 mod limits;

@@ -7,5 +7,10 @@
     reason = "a test may panic"
 )]
 
+mod admin_port;
+mod cli;
 mod kafka;
+mod killed_store;
+mod resolved;
 mod smoke;
+mod start;
