@@ -4,6 +4,8 @@ pub mod accounts;
 mod assignments;
 mod attempt;
 pub mod backoff;
+#[cfg(any(feature = "testing", all(feature = "rocks", feature = "kafka")))]
+mod bound;
 pub mod broker;
 mod class;
 pub mod clock;

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::accounts::Balance;
 use crate::assignments::{Assignments, Parts};
-use crate::attempt::Factory;
+use crate::bound::Handled;
 use crate::broker::Letters;
 use crate::broker::kafka::admin;
 use crate::broker::kafka::consumer::{PollThread, Signal};
@@ -28,13 +28,7 @@ use crate::store::lookups::Lookups;
 use crate::store::rocks::RocksStore;
 use crate::store::{Store, TopicSpec};
 use crate::sweep::Sweeper;
-use crate::token::{Extractor, Reader};
-
-/// A topic with its handler, ready to be run.
-pub(crate) struct Handled {
-    pub(crate) factory: Arc<dyn Factory>,
-    pub(crate) readers: Vec<Reader>,
-}
+use crate::token::Extractor;
 
 /// What a consumer came to: the books of each of its assignments.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
