@@ -8,10 +8,13 @@ use crate::error::Error;
 use crate::handler::{Callee, Readers};
 use crate::token::Reader;
 
+/// Deadlines are the policy's, so the handler can be made only once that is known.
+type Make = Box<dyn Fn(&TopicPolicy) -> Arc<dyn Factory> + Send>;
+
 /// A handler, waiting for the policy of its topic.
 pub(crate) struct Bound {
     readers: Readers,
-    make: Box<dyn Fn(&TopicPolicy) -> Arc<dyn Factory> + Send>,
+    make: Make,
 }
 
 /// A topic with its handler, ready to be run.

@@ -7,5 +7,6 @@
     reason = "a test may panic"
 )]
 
+mod examples;
 mod kafka;
 mod smoke;
