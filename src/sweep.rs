@@ -17,9 +17,10 @@ use crate::store::{Error, PartitionId, Store, TopicId, bucket_ms};
 /// How often the sweep runs. Buckets are a quarter of a window long: nothing is lost by being a little late.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// The sweeper's thread, which ends when this is dropped.
+/// The sweeper's thread.
 pub(crate) struct Sweeper {
-    _stop: mpsc::Sender<()>,
+    stop: mpsc::Sender<()>,
+    thread: thread::JoinHandle<()>,
 }
 
 impl Sweeper {
@@ -32,7 +33,7 @@ impl Sweeper {
         clock: Clock,
     ) -> std::io::Result<Self> {
         let (stop, stopped) = mpsc::channel::<()>();
-        thread::Builder::new().name("hapax-sweep".into()).spawn(move || {
+        let thread = thread::Builder::new().name("hapax-sweep".into()).spawn(move || {
             while stopped.recv_timeout(EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
                 for (topic, wiring) in &topics {
                     if let Err(error) = sweep(&*store, *topic, wiring, &commits, &clock) {
@@ -42,7 +43,15 @@ impl Sweeper {
                 }
             }
         })?;
-        Ok(Self { _stop: stop })
+        Ok(Self { stop, thread })
+    }
+
+    /// Waits until the thread is over, and with it its hold on the store: a store that somebody still holds is locked
+    /// for the next who opens it. Blocks for one round of the sweep at most.
+    pub(crate) fn stop(self) {
+        drop(self.stop);
+        // A sweep that panicked has left its buckets to the next start.
+        let _ = self.thread.join();
     }
 }
 
