@@ -1,35 +1,56 @@
 //! Every example runs and ends with 0: each asserts its own result. `consumer_binary`, the one to copy, also ends by
 //! SIGTERM, and with the exit codes that it documents.
 //!
-//! `cargo test` builds the examples beside this binary; `cargo test --test it` does not, and then they are skipped, or
-//! with `CI=true` missed.
+//! `cargo test` builds the examples beside this binary; `cargo test --test it` does not: then what is missing, or older
+//! than its source, is skipped loudly, and with `CI=true` that is a failure.
 
 use std::io::{BufRead, BufReader, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::kafka;
 
 /// A consumer on a busy machine: joining its group takes seconds.
 const WITHIN: Duration = Duration::from_secs(120);
 
-/// The example's binary; `None`, and a line that says so, where it was not built.
+/// The example's binary; `None`, and a line that says so, where it was not built from what is here now.
 fn binary(name: &str) -> Option<PathBuf> {
     let test = std::env::current_exe().unwrap();
     let path = test.parent().unwrap().with_file_name("examples").join(name);
-    if path.exists() {
+    let changed = last_change(&path.with_extension("d"));
+    let built = path.metadata().and_then(|file| file.modified()).ok();
+    if built.is_some() && built >= changed {
         return Some(path);
     }
     let why = format!(
-        "{} is not built: `cargo build --release --examples`",
-        path.display()
+        "{} is {}: run `cargo test` without `--test`, or `cargo build --examples` before it",
+        path.display(),
+        if built.is_some() {
+            "older than its source"
+        } else {
+            "not built"
+        }
     );
     assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{why}");
     // Not `eprintln!`, which the test harness hides when a test passes.
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
     None
+}
+
+/// The last change of what the binary was built from, which cargo lists beside it: `binary: source source`.
+fn last_change(list: &Path) -> Option<SystemTime> {
+    let list = std::fs::read_to_string(list).ok()?;
+    let (_, sources) = list.split_once(": ")?;
+    sources
+        .replace("\\ ", "\0")
+        .split_whitespace()
+        .filter_map(|source| {
+            let source = std::fs::metadata(source.replace('\0', " ")).ok()?;
+            source.modified().ok()
+        })
+        .max()
 }
 
 /// The example without any setting of ours, but that it takes no port that another one has.
