@@ -182,7 +182,7 @@ impl Harness {
         };
         let Handled { factory, readers } = self.bound.ready(&self.topic, policy)?;
         self.rig.replace(factory);
-        self.rig.read(readers);
+        self.rig.read_by(readers);
         self.rig.policy = policy.clone();
         self.rig.dead_letter_topic = settings.dead_letter.topic_of(&self.topic);
         self.rig.max_clock_jump = settings.max_clock_jump;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -25,6 +26,7 @@ use crate::message::{BatchBuilder, Kept, NextOffset, Offset};
 use crate::metrics::TopicMeters;
 use crate::outcome::{Closed, Open, Stage, Verdict};
 use crate::partition::Wiring;
+use crate::pulse::Pulse;
 use crate::store::lookups::Lookups;
 use crate::store::memory::MemoryStore;
 use crate::store::{Changes, PartitionId, Store, TopicSpec};
@@ -64,6 +66,7 @@ pub(crate) struct Rig {
     committed: BTreeMap<i32, Committed>,
     process: Option<Process>,
     started: bool,
+    pub(crate) pulse: Pulse,
 }
 
 struct Process {
@@ -97,6 +100,8 @@ impl Rig {
             log: BTreeMap::new(),
             committed: BTreeMap::new(),
             process: None,
+            // The rig has no poll thread that could stand still; a test of that puts its own here.
+            pulse: Pulse::new(crate::clock::now(), Duration::MAX),
         }
     }
 
@@ -149,11 +154,7 @@ impl Rig {
         self.started = true;
         let store: Arc<dyn Store> = Arc::clone(&self.store) as Arc<dyn Store>;
         let commits = Commits::default();
-        let budget = Budget::new(
-            self.limits.in_flight,
-            self.limits.in_flight_bytes.0 as usize,
-            Waker::new(|| {}),
-        );
+        let budget = Budget::new(&self.limits, Waker::new(|| {}));
         let wiring = Wiring {
             topic: self.topic.as_str().into(),
             policy: self.policy.clone(),
@@ -172,6 +173,8 @@ impl Rig {
             meters: TopicMeters::new(&self.topic),
             seed: 7,
             unclean_starts: store.past().unclean,
+            pulse: self.pulse.clone(),
+            window_full: AtomicBool::new(false),
         };
         let id = store.topic(&self.topic)?;
         let (failures, failed) = mpsc::unbounded_channel();
@@ -183,6 +186,7 @@ impl Rig {
             clock: self.clock.clone(),
             cold: self.cold,
             start: Start::Earliest,
+            deleted: crate::config::Deleted::Refuse,
             runtime: Handle::current(),
             failures,
         };
@@ -238,8 +242,8 @@ impl Rig {
         self.factory = factory;
     }
 
-    /// The next start reads its tokens there.
-    pub(crate) fn read(&mut self, readers: Vec<Reader>) {
+    /// The next start reads tokens from other sources.
+    pub(crate) fn read_by(&mut self, readers: Vec<Reader>) {
         self.readers = readers;
     }
 

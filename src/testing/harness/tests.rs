@@ -153,7 +153,6 @@ async fn settling_waits_for_what_a_verdict_has_started() {
 
 /// Inv 2: whoever waits behind a held token is judged by what became of it.
 #[tokio::test(start_paused = true)]
-#[ignore = "partition/judge.rs leaves the follower's open record behind: fails until that is mended"]
 async fn what_was_held_behind_a_token_follows_its_verdict() {
     for verdict in [Verdict::Done, Verdict::Run, Verdict::DeadLetter] {
         let (mut bank, _) = bank(topic(), || Err("who knows".into()));
