@@ -4,11 +4,11 @@
 //! `cargo test` builds the examples beside this binary; `cargo test --test it` does not: then what is missing, or older
 //! than its source, is skipped loudly, and with `CI=true` that is a failure.
 
-use std::io::{BufRead, BufReader, Write as _};
+use std::io::{BufRead, BufReader, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::kafka;
 
@@ -62,11 +62,40 @@ fn example(name: &str) -> Option<Command> {
         }
     }
     command.env("HAPAX_ADMIN__LISTEN", "127.0.0.1:0");
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::null());
     Some(command)
+}
+
+/// Runs it to its end. One that hangs is killed, and fails the test with what it said until then.
+fn end(command: &mut Command) -> Output {
+    let files = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
+    let [out, err] = files.each_ref().map(|file| file.try_clone().unwrap());
+    let mut child = command.stdout(out).stderr(err).spawn().unwrap();
+    let asked_at = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break Some(status);
+        }
+        if asked_at.elapsed() > WITHIN {
+            let _ = child.kill();
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let [stdout, stderr] = files.map(|mut file| {
+        let mut said = Vec::new();
+        file.rewind().and_then(|()| file.read_to_end(&mut said)).unwrap();
+        said
+    });
+    let Some(status) = status else {
+        let [out, err] = [&stdout, &stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+        panic!("{command:?} was still running after {WITHIN:?}:\n{out}{err}");
+    };
+    Output {
+        status,
+        stdout,
+        stderr,
+    }
 }
 
 fn told(output: &Output) -> String {
@@ -79,7 +108,7 @@ fn succeeds(name: &str, broker: Option<&kafka::Broker>) {
     if let Some(broker) = broker {
         command.env("HAPAX_BROKERS", broker.bootstrap());
     }
-    let output = command.output().unwrap();
+    let output = end(&mut command);
     assert!(output.status.success(), "{name}: {}", told(&output));
     let last = format!("{name}: ");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -125,7 +154,7 @@ struct Running {
 
 impl Running {
     fn start(mut command: Command) -> Self {
-        let mut child = command.stderr(Stdio::inherit()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         let (line, lines) = channel();
         std::thread::spawn(move || {
@@ -256,7 +285,7 @@ fn the_consumer_binary_refuses_a_configuration_that_cannot_work() {
         let Some(mut command) = consumer(&[&file(&text)]) else {
             return;
         };
-        let output = command.output().unwrap();
+        let output = end(&mut command);
         assert_eq!(output.status.code(), Some(2), "{says}: {}", told(&output));
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(said.contains(says), "{says}: {said}");
@@ -265,7 +294,7 @@ fn the_consumer_binary_refuses_a_configuration_that_cannot_work() {
         let Some(mut command) = consumer(arguments) else {
             return;
         };
-        let output = command.output().unwrap();
+        let output = end(&mut command);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", told(&output));
     }
 }
@@ -280,7 +309,7 @@ fn the_consumer_binary_says_when_there_is_no_broker() {
     command.env("HAPAX_STATE_DIR", state.path());
     // Nobody may listen there without being root, and nobody does.
     command.env("HAPAX_BROKERS", "127.0.0.1:1");
-    let output = command.output().unwrap();
+    let output = end(&mut command);
     assert_eq!(output.status.code(), Some(1), "{}", told(&output));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("127.0.0.1:1"), "{said}");
