@@ -6,6 +6,9 @@ mod attempt;
 pub mod backoff;
 pub mod broker;
 mod class;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
 pub mod clock;
 mod commits;
 pub mod config;

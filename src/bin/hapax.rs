@@ -1,2 +1,5 @@
-//! hapax
-fn main() {}
+//! The `hapax` binary: see `hapax --help`.
+
+fn main() -> std::process::ExitCode {
+    hapax::cli::main()
+}

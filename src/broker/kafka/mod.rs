@@ -1,9 +1,12 @@
 //! Kafka, through rdkafka: the one folder that names the client library.
 //!
-//! `consumer.rs` is the poll thread, `producer.rs` sends dead letters, `admin.rs` asks about topics and the cluster.
+//! `consumer.rs` is the poll thread, `producer.rs` sends dead letters, `admin.rs` asks about topics and the cluster,
+//! `demo.rs` has the embedded broker of `hapax demo`.
 
 pub(crate) mod admin;
 pub(crate) mod consumer;
+#[cfg(feature = "cli")]
+pub(crate) mod demo;
 pub(crate) mod producer;
 
 use std::time::Duration;
