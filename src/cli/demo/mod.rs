@@ -39,6 +39,14 @@ const TOKEN_HEADER: &str = "idempotency-key";
 const WINDOW: Duration = Duration::from_secs(3_600);
 /// A handler's: far more than a charge takes, and as long as a probe has to wait.
 const DEADLINE: Duration = Duration::from_secs(2);
+/// How long the group waits for a member that was killed. A real broker takes nothing shorter unless it is told to.
+const SESSION: Duration = Duration::from_secs(6);
+/// The mock holds a first join for 3 s, and forgets a member that is not heard of for as long as this even while it
+/// holds its join.
+const EMBEDDED_SESSION: Duration = Duration::from_millis(3_500);
+/// A member that joins the mock beside one that was killed waits for a session less a second, and then for the killed
+/// one to lead the group. Where it comes this much later, the killed one is forgotten by then, and two seconds are won.
+const EMBEDDED_REST: Duration = Duration::from_millis(2_200);
 /// The mock keeps 5 MiB of a partition and drops the oldest without a word.
 const EMBEDDED_MESSAGES_MAX: u32 = 40_000;
 

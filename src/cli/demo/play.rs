@@ -13,7 +13,9 @@ use super::life::Life;
 use super::orders::{Order, Plan};
 use super::shop::{self, Counter, Effect};
 use super::stopped::{self, Stopped};
-use super::{Args, Error, PARTITIONS, SLOTS, TOKEN_HEADER, Teller, log_of};
+use super::{
+    Args, EMBEDDED_REST, EMBEDDED_SESSION, Error, PARTITIONS, SESSION, SLOTS, TOKEN_HEADER, Teller, log_of,
+};
 use crate::broker::Letter;
 use crate::broker::kafka::demo::{Cluster, Observer, Sender};
 use crate::clock;
@@ -53,6 +55,8 @@ struct Scene<'a> {
     plan: &'a Plan,
     observer: Observer,
     told: Told,
+    /// How long after a kill the next life may start.
+    rest: Duration,
     /// Locked while a slice is under way: whoever looks sees only what is acknowledged, and all of that.
     sent: &'a Mutex<Vec<Sent>>,
 }
@@ -86,6 +90,11 @@ impl Stage<'_> {
             stage: self,
             observer: Observer::new(cluster.brokers(), self.group)?,
             told: self.told(cluster, &topic, &plan),
+            rest: if cluster.is_embedded() {
+                EMBEDDED_REST
+            } else {
+                Duration::ZERO
+            },
             plan: &plan,
             sent: &sent,
         };
@@ -110,8 +119,11 @@ impl Stage<'_> {
             state_dir: self.dir.join("state"),
             effects: self.dir.join("effects"),
             life: 0,
-            // A real broker takes nothing shorter than 6 s unless it is told to.
-            session: Duration::from_millis(if cluster.is_embedded() { 2_000 } else { 6_000 }),
+            session: if cluster.is_embedded() {
+                EMBEDDED_SESSION
+            } else {
+                SESSION
+            },
             plant: self.args.plant.zip(planted.map(|order| order.id.clone())),
         }
     }
@@ -168,6 +180,7 @@ impl Scene<'_> {
             )
             .await?;
             let said = life.kill().await?;
+            let next_life = clock::now() + self.rest;
             let effects = shop::read(&self.told.effects).map_err(counting)?;
             teller.tell(format_args!(
                 "life {number}: SIGKILL in mid-flight, after {} effects",
@@ -179,6 +192,7 @@ impl Scene<'_> {
             self.show_doubts(&kill);
             evidence.committed_before = committed;
             evidence.kills.push(kill);
+            clock::sleep_until(next_life).await;
         }
         let number = KILLS + 1;
         let mut life = self.start(number)?;
