@@ -90,11 +90,6 @@ pub(super) fn run(told: &str) -> ExitCode {
 
 fn live(told: Told) -> Result<Vec<Books>, String> {
     die_with_the_parent()?;
-    // Where the binary has set up a log of its own, that one stays.
-    let _ = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .try_init();
     let shop = Shop::open(&told.effects).map_err(|error| format!("{}: {error}", told.effects.display()))?;
     let consumer = consumer(told, shop);
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -46,6 +46,9 @@ impl Life {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&log).map_err(starting)?);
+        if std::env::var_os("RUST_LOG").is_none() {
+            command.env("RUST_LOG", "hapax=info");
+        }
         // The environment is the strongest layer of hapax's configuration: what is meant for another consumer of this
         // user must not reach this one.
         for (name, _) in std::env::vars_os() {
