@@ -61,11 +61,16 @@ impl Cluster {
         self.mock.is_some()
     }
 
-    /// Makes a topic, and waits until every partition of it has a leader.
+    /// Makes a topic for messages up to that many bytes, and waits until every partition of it has a leader.
     ///
     /// # Errors
     /// [`Error::Topic`] where it is refused, [`Error::Unreachable`] where nobody answers.
-    pub(crate) async fn create_topic(&mut self, name: &str, partitions: i32) -> Result<(), Error> {
+    pub(crate) async fn create_topic(
+        &mut self,
+        name: &str,
+        partitions: i32,
+        message_bytes_max: u32,
+    ) -> Result<(), Error> {
         if let Some(mock) = &self.mock {
             // The mock knows no CreateTopics.
             return mock
@@ -74,7 +79,9 @@ impl Cluster {
         }
         let admin = self.admin()?;
         // -1: as many replicas as the cluster gives a topic by default.
-        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(-1));
+        let bytes_max = message_bytes_max.to_string();
+        let topic =
+            NewTopic::new(name, partitions, TopicReplication::Fixed(-1)).set("max.message.bytes", &bytes_max);
         let made = admin.create_topics([&topic], &options()).await;
         let made = made.map_err(unreachable(&self.brokers, "creating a topic"))?;
         if let Some((_, code)) = made.into_iter().find_map(Result::err) {

@@ -269,7 +269,9 @@ impl Teller {
     }
 
     fn failed(&self, error: &Error, scratch: Option<Scratch>) -> ExitCode {
-        let kept = scratch.map_or_else(String::new, |scratch| {
+        // A folder with nothing in it is nothing to keep.
+        let kept = scratch.filter(|scratch| std::fs::remove_dir(&scratch.dir).is_err());
+        let kept = kept.map_or_else(String::new, |scratch| {
             format!("; everything is kept in {}", scratch.dir.display())
         });
         eprint(&format!("demo: FAILED: {}{kept}", crate::error::chain(error)));

@@ -24,6 +24,9 @@ use crate::dead_letter;
 /// How often the consumer is killed.
 const KILLS: u32 = 2;
 
+/// Far more than an order has, and than the headers of a dead letter.
+const MESSAGE_BYTES_MAX: u32 = 100_000;
+
 /// The producer sends a slice of its messages that often.
 const SLICE_EVERY: Duration = Duration::from_millis(50);
 const SLICES: usize = 100;
@@ -72,8 +75,11 @@ impl Stage<'_> {
             "cluster"
         };
         self.teller.awaits("the topics");
-        cluster.create_topic(&topic, PARTITIONS).await?;
-        cluster.create_topic(&letters, 1).await?;
+        cluster
+            .create_topic(&topic, PARTITIONS, MESSAGE_BYTES_MAX)
+            .await?;
+        // A dead letter has headers that its message did not have.
+        cluster.create_topic(&letters, 1, 2 * MESSAGE_BYTES_MAX).await?;
         self.teller.tell(format_args!(
             "{kind} at {}: topic {topic} with {PARTITIONS} partitions, and its dead letters",
             cluster.brokers()
@@ -244,6 +250,7 @@ impl Scene<'_> {
             .map(|doubt| doubt.order.as_str())
             .collect();
         let mut decided = wanted.is_empty();
+        let before = counter.count().map_err(|source| self.effects_failed(source))?;
         let mut tell_at = clock::now() + TELL_EVERY;
         loop {
             life.must_live()?;
@@ -277,8 +284,13 @@ impl Scene<'_> {
             if clock::now() >= tell_at {
                 tell_at = clock::now() + TELL_EVERY;
                 let sent = self.sent.lock().await.len();
+                let joins = if effects == before {
+                    "; it joins the group"
+                } else {
+                    ""
+                };
                 teller.tell(format_args!(
-                    "life {number}: {effects} effects, {sent} messages sent"
+                    "life {number}: {effects} effects of {of}, {sent} messages sent{joins}"
                 ));
             }
             let pause = match until {
