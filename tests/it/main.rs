@@ -9,6 +9,7 @@
 
 mod admin_port;
 mod cli;
+mod demo;
 mod examples;
 mod kafka;
 mod killed_store;
