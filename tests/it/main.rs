@@ -7,5 +7,9 @@
     reason = "a test may panic"
 )]
 
+mod checker;
+mod crash;
+mod crash_points;
+mod crash_random;
 mod kafka;
 mod smoke;
