@@ -111,7 +111,7 @@ fn at_shutdown() {
 #[test]
 fn during_rebalance() {
     in_each_class("during_rebalance", |broker, variant, again| {
-        let mut run = Run::new(broker, seed(), variant, MESSAGES, again);
+        let mut run = Run::new(broker, seed(), variant, 4 * MESSAGES, again);
         let until = Until::Point("during-rebalance", 1);
         let mut first = run.start(until);
         run.works();

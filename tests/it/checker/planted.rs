@@ -267,7 +267,7 @@ fn each_planted_fault_is_found() {
     }
 
     // This one is done to the files themselves.
-    let (token, _) = first_done(&sound.lives[1].after.store);
+    let (token, _) = first_done(&sound.lives[0].after.store);
     store::delete_closed(&run.last_store(), &token);
     let mut evidence = sound.clone();
     *last(&mut evidence) = Store::read(&run.last_store(), &sound.terms.topic);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use hapax::config::{Layer, Listen};
 use hapax::{Bytes, Class, Consumer, Context, HandlerError, Probe, Topic, Window};
 use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::plan::Act;
 
@@ -36,6 +37,8 @@ pub(crate) struct Spec {
     pub(crate) life: u32,
     pub(crate) state_dir: PathBuf,
     pub(crate) effects: PathBuf,
+    /// Made when the process listens for SIGTERM.
+    pub(crate) ready: PathBuf,
     /// Where the accounts are written at an orderly end.
     pub(crate) books: PathBuf,
 }
@@ -220,7 +223,16 @@ fn consumer_process() {
         .enable_all()
         .build()
         .unwrap();
-    let summary = match runtime.block_on(consumer(&spec).run()) {
+    let running = runtime.block_on(async {
+        let mut asked = signal(SignalKind::terminate()).unwrap();
+        // Before this nobody may ask: the signal would end the process in the middle of its start.
+        std::fs::write(&spec.ready, "").unwrap();
+        let stop = async move {
+            asked.recv().await;
+        };
+        consumer(&spec).run_until(stop).await
+    });
+    let summary = match running {
         Ok(summary) => summary,
         Err(error) => panic!("the consumer ended: {error}: {error:?}"),
     };

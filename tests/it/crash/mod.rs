@@ -139,6 +139,7 @@ impl Run {
             life: 0,
             state_dir: dir.path().join("state"),
             effects: dir.path().join("effects"),
+            ready: dir.path().join("ready"),
             books: dir.path().join("books"),
         };
         let client = broker.client();
@@ -191,6 +192,7 @@ impl Run {
         let spec = Spec {
             life: 100 * number,
             state_dir,
+            ready: self.dir.path().join(format!("other-{number}-ready")),
             books: self.dir.path().join(format!("other-{number}-books")),
             ..self.spec.clone()
         };
@@ -224,8 +226,8 @@ impl Run {
 
     /// Ends another member in order.
     pub(crate) fn left(&self, other: &mut Process) {
-        other.terminate();
         let ended = kafka::eventually(&format!("{}: the end of another", self.name), LIFE_WITHIN, || {
+            other.terminate();
             other.ended()
         });
         assert!(
@@ -259,6 +261,8 @@ impl Run {
                         process.kill();
                     }
                     Until::Asked(wanted, ..) if lines >= wanted => process.terminate(),
+                    // Another member will come.
+                    Until::Point("during-rebalance", _) => {}
                     _ if self.is_complete() => process.terminate(),
                     _ => {}
                 }

@@ -25,6 +25,7 @@ pub(crate) struct Process {
     child: Child,
     started: Instant,
     log: PathBuf,
+    ready: PathBuf,
     asked: bool,
 }
 
@@ -39,6 +40,8 @@ impl Process {
     pub(crate) fn start_under(mut command: Command, dir: &Path, spec: &Spec, armed: Option<&str>) -> Self {
         let told = dir.join(format!("spec-{}", spec.life));
         std::fs::write(&told, serde_json::to_vec(spec).unwrap()).unwrap();
+        // What an earlier life has left says nothing of this one.
+        let _ = std::fs::remove_file(&spec.ready);
         let log = dir.join(format!("log-{}", spec.life));
         let out = File::create(&log).unwrap();
         command
@@ -61,6 +64,7 @@ impl Process {
             child: command.spawn().unwrap(),
             started: now(),
             log,
+            ready: spec.ready.clone(),
             asked: false,
         }
     }
@@ -84,9 +88,9 @@ impl Process {
         self.child.kill().unwrap();
     }
 
-    /// SIGTERM, once.
+    /// SIGTERM, once. Nothing before the process listens for it: ask again.
     pub(crate) fn terminate(&mut self) {
-        if !std::mem::replace(&mut self.asked, true) {
+        if self.ready.exists() && !std::mem::replace(&mut self.asked, true) {
             let pid = self.child.id().to_string();
             // A shell has `kill` built in; the program of that name is not everywhere.
             let sent = Command::new("sh").args(["-c", "kill -s TERM $0", &pid]).status();
