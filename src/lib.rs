@@ -24,15 +24,17 @@ pub mod message;
 pub mod metrics;
 pub mod outcome;
 mod partition;
+mod pulse;
 pub mod record;
 #[cfg(all(feature = "rocks", feature = "kafka"))]
 mod runtime;
 pub mod store;
-#[cfg(all(feature = "rocks", feature = "kafka"))]
+#[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
 mod sweep;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod token;
+mod trace;
 pub mod window;
 
 pub use bytes::Bytes;

@@ -3,6 +3,8 @@
 //! Only what has a slot is begun (plus `begun_ahead`), so a kill leaves at most that many messages in doubt. Decoding
 //! comes first: a payload that crashes its decoder was never begun.
 
+use std::time::Duration;
+
 use super::work::{Origin, Phase, WorkId};
 use super::{Partition, Stop};
 use crate::attempt::{Event, Subject, Undecoded};
@@ -104,6 +106,15 @@ impl Partition {
     }
 
     fn prepared(&mut self, id: WorkId, decoded: Result<(), Undecoded>) -> Result<(), Stop> {
+        if self
+            .works
+            .get(id)
+            .is_none_or(|work| work.phase != Phase::Preparing)
+        {
+            // Given up meanwhile, because its partition goes.
+            self.attempts.discard(id);
+            return Ok(());
+        }
         match decoded {
             Ok(()) => {}
             Err(Undecoded::Error(DecodeError::Malformed(why))) => {
@@ -123,9 +134,15 @@ impl Partition {
                 return Ok(());
             }
         }
-        let Some(work) = self.works.get(id) else {
+        let Some(work) = self.works.get_mut(id) else {
             return Ok(());
         };
+        if self.draining.is_some() {
+            // Its decoder had to wait, and meanwhile the partition began to go: nothing more is begun.
+            work.phase = Phase::Ready;
+            self.attempts.discard(id);
+            return Ok(());
+        }
         if self.wiring.policy.class.is_guarded() || work.suspect {
             self.begin(id);
             return Ok(());
@@ -214,6 +231,7 @@ impl Partition {
             self.wiring.meters.retries.increment(1);
         }
         work.started.get_or_insert(self.now);
+        work.running_since = Some(self.now);
         self.running += 1;
         self.wiring.meters.attempts.increment(1);
         let (Some(subject), Some(call)) = (self.subject(id), self.call(id)) else {
@@ -257,7 +275,12 @@ impl Partition {
     pub(super) fn attempt_event(&mut self, id: WorkId, event: Event) -> Result<(), Stop> {
         match event {
             Event::Prepared(decoded) => self.prepared(id, decoded),
-            Event::Ended(ended) => self.attempt_ended(id, ended),
+            Event::Ended(ended) => {
+                let since = self.works.get(id).and_then(|work| work.running_since);
+                let took = since.map_or(Duration::ZERO, |since| self.now.duration_since(since));
+                self.wiring.meters.handler.record(took.as_secs_f64());
+                self.attempt_ended(id, ended)
+            }
             Event::Probed(probe) => self.probed(id, probe),
         }
     }
@@ -279,7 +302,10 @@ impl Partition {
             return;
         }
         work.phase = Phase::Ready;
-        if let Some(name) = work.open_at.take() {
+        if work.origin == Origin::Restored {
+            // Its record is the only copy of the message.
+            self.write_begun(id, true);
+        } else if let Some(name) = work.open_at.take() {
             self.changes.removed.push(name);
         }
     }
