@@ -115,8 +115,8 @@ fn count(case: &Case<'_>, before: &Moment, life: &Life, findings: &mut Findings)
             let lines = case.lines_of(&token).iter();
             lines.filter(|line| line.life == life.number && line.place() == message.place())
         };
-        let before = found(&before.store, &token, message.offset);
-        let after = found(&life.after.store, &token, message.offset);
+        let before = found(case, &before.store, message);
+        let after = found(case, &life.after.store, message);
         let was_known = matches!(before, Found::Outcome | Found::Held | Found::Settling);
         let succeeded = own().any(|line| matches!(line.kind, Kind::Ok | Kind::ProbeDone));
         let has_letter = case.letters.contains_key(&message.place());

@@ -5,7 +5,11 @@ use super::{Case, Class, Findings, Kind, Message, Rule, token};
 pub(super) fn check(case: &Case<'_>, findings: &mut Findings) {
     let kills = case.evidence.lives.iter().filter(|life| life.killed).count();
     // Served without its past, a partition is served anew on its way there and back.
-    let anew = if case.evidence.terms.cold { 2 * case.evidence.others.len() } else { 0 };
+    let anew = if case.evidence.terms.cold {
+        2 * case.evidence.others.len()
+    } else {
+        0
+    };
     for (place, letters) in &case.letters {
         let message = case.input[place];
         for letter in letters {

@@ -202,6 +202,19 @@ impl<'a> Case<'a> {
             .map(|(message, ((partition, _), key))| (*message, (*partition, *key)))
     }
 
+    /// What a message is recorded under: its token, and where it was refused apart from its token, its position.
+    fn names(&self, message: &Message) -> [TokenOf; 2] {
+        let position = token::position(&self.evidence.terms.topic, message);
+        let of = message.partition;
+        [(of, self.keys[&message.place()]), (of, position)]
+    }
+
+    /// Whether the message at that place is recorded under that name.
+    fn is_name(&self, place: (i32, i64), name: &TokenOf) -> bool {
+        let message = self.input.get(&place);
+        message.is_some_and(|message| self.names(message).contains(name))
+    }
+
     fn lines_of(&self, token: &TokenOf) -> &[&'a Line] {
         self.lines.get(token).map_or(&[], Vec::as_slice)
     }

@@ -33,17 +33,25 @@ pub(super) enum Found {
     Nothing,
 }
 
-pub(super) fn found(store: &Store, token: &TokenOf, offset: i64) -> Found {
-    match store.open(token, offset).map(|open| open.stage) {
+pub(super) fn found(case: &Case<'_>, store: &Store, message: &Message) -> Found {
+    let offset = message.offset;
+    let names = case.names(message);
+    let open = names.iter().find_map(|name| store.open(name, offset));
+    match open.map(|open| open.stage) {
         Some(Stage::Held) => return Found::Held,
         Some(Stage::Begun) => return Found::Begun,
         Some(Stage::Settling) => return Found::Settling,
         None => {}
     }
-    match store.closed(token) {
-        Some(closed) if closed.offset >= offset => Found::Outcome,
-        Some(_) => Found::Earlier,
-        None => Found::Nothing,
+    let closed = names.iter().filter_map(|name| store.closed(name));
+    match closed.max_by_key(|closed| (closed.offset == offset, closed.offset)) {
+        Some(closed) if closed.offset == offset => Found::Outcome,
+        // The next message of a token runs only after this one was given up.
+        Some(closed) if closed.offset > offset && case.letters.contains_key(&message.place()) => {
+            Found::Outcome
+        }
+        Some(closed) if closed.offset < offset && !may_follow(case, closed) => Found::Earlier,
+        _ => Found::Nothing,
     }
 }
 
@@ -58,9 +66,9 @@ fn nothing_is_lost(case: &Case<'_>, last: &Moment, findings: &mut Findings) {
         let place = message.place();
         let is_there = case
             .stores(last)
-            .any(|store| is_recorded(found(store, &token, message.offset)));
+            .any(|store| is_recorded(found(case, store, message)));
         if !is_there {
-            let found = found(&last.store, &token, message.offset);
+            let found = found(case, &last.store, message);
             findings.add(
                 Rule::Lost,
                 format!("{place:?} is not recorded at the end: {found:?}"),
@@ -91,7 +99,7 @@ fn records_are_true(case: &Case<'_>, last: &Moment, findings: &mut Findings) {
                 let lines = case.lines_of(token);
                 let was = |kind| lines.iter().any(|l| l.place() == place && l.kind == kind);
                 let what = match closed.end {
-                    _ if case.keys.get(&place) != Some(&token.1) => "a record of no message",
+                    _ if !case.is_name(place, token) => "a record of no message",
                     End::Done if !was(Kind::End) => "done without an effect",
                     End::Done if !was(Kind::Ok) && !was(Kind::ProbeDone) => {
                         "done, and nobody said that it was"
@@ -171,10 +179,10 @@ fn committed(case: &Case<'_>, life: &Life, findings: &mut Findings) {
     let moment = &life.after;
     for (partition, (committed, metadata)) in &moment.committed {
         let below = |message: &Message| message.partition == *partition && message.offset < *committed;
-        for (message, token) in case.messages().filter(|(message, _)| below(message)) {
+        for (message, _) in case.messages().filter(|(message, _)| below(message)) {
             let states: Vec<Found> = case
                 .stores(moment)
-                .map(|store| found(store, &token, message.offset))
+                .map(|store| found(case, store, message))
                 .collect();
             if !states.iter().any(|state| is_recorded(*state)) {
                 let what = format!(

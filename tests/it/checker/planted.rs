@@ -5,7 +5,7 @@ use crate::crash::{Run, Until, VARIANTS};
 use crate::kafka;
 
 use super::record::{Closed, End, Open, Stage};
-use super::{Evidence, Kind, Message, Rule, Store, check, store, token};
+use super::{Evidence, Kind, Line, Message, Rule, Store, check, store, token};
 
 type Plant = fn(&mut Evidence);
 
@@ -19,10 +19,26 @@ fn last(evidence: &mut Evidence) -> &mut Store {
     &mut evidence.lives.last_mut().unwrap().after.store
 }
 
-/// The line of that kind that stands for the first message of its token.
+/// The first line of that kind for a message whose handler succeeded at once.
 fn line(evidence: &Evidence, kind: Kind) -> usize {
-    let at = evidence.effects.iter().position(|line| line.kind == kind);
+    let count = |of: &Line| {
+        let same = evidence.effects.iter().filter(|line| line.place() == of.place());
+        (
+            same.clone().count(),
+            same.filter(|line| line.kind == Kind::Ok).count(),
+        )
+    };
+    let at = evidence
+        .effects
+        .iter()
+        .position(|line| line.kind == kind && count(line) == (3, 1));
     at.unwrap_or_else(|| panic!("no line {kind:?}"))
+}
+
+/// The first line of an attempt that ended without a word about its effect.
+fn broken(evidence: &Evidence) -> &Line {
+    let found = evidence.effects.iter().find(|line| line.kind == Kind::Broken);
+    found.unwrap()
 }
 
 /// A message that came after an earlier one of its token that succeeded.
@@ -71,7 +87,7 @@ const FAULTS: &[(&str, Rule, Plant)] = &[
         "a handler starts again in doubt",
         Rule::RestartedInDoubt,
         |evidence| {
-            let mut again = evidence.effects[line(evidence, Kind::Broken)].clone();
+            let mut again = broken(evidence).clone();
             again.kind = Kind::Begin;
             again.attempt += 1;
             evidence.effects.push(again);

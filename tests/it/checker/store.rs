@@ -61,8 +61,8 @@ impl Store {
         if !dir.join("CURRENT").exists() {
             return Self::default();
         }
-        let names = DB::list_cf(&Options::default(), dir).unwrap();
-        let db = DB::open_cf_for_read_only(&Options::default(), dir, &names, false).unwrap();
+        let names = DB::list_cf(&options(), dir).unwrap();
+        let db = DB::open_cf_for_read_only(&options(), dir, &names, false).unwrap();
         let all = |name: &str| -> Vec<(Box<[u8]>, Box<[u8]>)> {
             let family = db.cf_handle(name).unwrap();
             db.iterator_cf(&family, IteratorMode::Start)
@@ -113,14 +113,21 @@ impl Store {
     }
 }
 
+/// A manifest that tracks its logs is read only with the option that tracks them: RocksDB 11.8 crashes without it.
+fn options() -> Options {
+    let mut options = Options::default();
+    options.set_track_and_verify_wals_in_manifest(true);
+    options
+}
+
 fn be(bytes: &[u8]) -> i32 {
     i32::from_be_bytes(bytes.try_into().unwrap())
 }
 
 /// Plants a fault: takes the closed record of a token out of the store in `dir`.
 pub(super) fn delete_closed(dir: &Path, (partition, key): &(i32, Key)) {
-    let names = DB::list_cf(&Options::default(), dir).unwrap();
-    let db = DB::open_cf(&Options::default(), dir, &names).unwrap();
+    let names = DB::list_cf(&options(), dir).unwrap();
+    let db = DB::open_cf(&options(), dir, &names).unwrap();
     let place = [&partition.to_be_bytes()[..], key].concat();
     for name in names.iter().filter(|name| name.starts_with("w/")) {
         db.delete_cf(&db.cf_handle(name).unwrap(), &place).unwrap();

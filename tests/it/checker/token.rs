@@ -31,6 +31,11 @@ pub(crate) fn of(topic: &str, message: &Message) -> Key {
     if let Some(text) = text(message) {
         return keyed(topic, &format!("header:{HEADER}"), text);
     }
+    position(topic, message)
+}
+
+/// The key of a message's position, that no token can have.
+pub(crate) fn position(topic: &str, message: &Message) -> Key {
     let mut position = message.offset.to_le_bytes().to_vec();
     position.extend_from_slice(&message.timestamp_ms.unwrap_or(-1).to_le_bytes());
     if let Some(payload) = &message.payload {
