@@ -13,3 +13,4 @@ mod crash_points;
 mod crash_random;
 mod kafka;
 mod smoke;
+mod sync_order;

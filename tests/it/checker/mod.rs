@@ -204,9 +204,7 @@ impl<'a> Case<'a> {
 
     /// What a message is recorded under: its token, and where it was refused apart from its token, its position.
     fn names(&self, message: &Message) -> [TokenOf; 2] {
-        let position = token::position(&self.evidence.terms.topic, message);
-        let of = message.partition;
-        [(of, self.keys[&message.place()]), (of, position)]
+        names(&self.evidence.terms.topic, message).map(|key| (message.partition, key))
     }
 
     /// Whether the message at that place is recorded under that name.
@@ -223,6 +221,11 @@ impl<'a> Case<'a> {
     fn stores<'b>(&'b self, moment: &'b Moment) -> impl Iterator<Item = &'b Store> {
         std::iter::once(&moment.store).chain(&self.evidence.others)
     }
+}
+
+/// What a message can be recorded under: its token, and its position.
+pub(crate) fn names(topic: &str, message: &Message) -> [token::Key; 2] {
+    [token::of(topic, message), token::position(topic, message)]
 }
 
 /// Judges.

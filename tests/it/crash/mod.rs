@@ -11,6 +11,7 @@ mod process;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -182,6 +183,17 @@ impl Run {
             Until::Start(_) | Until::Work(_) | Until::Everything => None,
         };
         Process::start(self.dir.path(), &self.spec, armed.as_deref())
+    }
+
+    /// The same under another program, which is given the binary as its last argument.
+    pub(crate) fn start_under(&mut self, program: Command) -> Process {
+        self.spec.life += 1;
+        Process::start_under(program, self.dir.path(), &self.spec, None)
+    }
+
+    /// A file in the run's folder.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     /// Starts another member of the group, with a store of its own, that serves what it is given or refuses it as cold.
