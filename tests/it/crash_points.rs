@@ -5,104 +5,127 @@
 //! is known by the signal: nobody but the point itself sends it here.
 
 use crate::checker::Class;
-use crate::crash::{Run, Until, VARIANTS, Variant};
+use crate::crash::{Report, Run, Until, VARIANTS, Variant};
 use crate::kafka::{self, Broker};
 
-const MESSAGES: usize = 90;
+const SHORT: usize = 90;
+/// So many that several commits are due while they are handled, or that another member can join.
+const LONG: usize = 360;
 
-fn seed() -> u64 {
-    std::env::var("HAPAX_CRASH_SEED").map_or(1, |text| text.parse().unwrap())
+/// Each point and class has its own, so that slots, keys and what is begun ahead differ.
+fn seed(test: &str, variant: Variant) -> u64 {
+    if let Ok(text) = std::env::var("HAPAX_CRASH_SEED") {
+        return text.parse().unwrap();
+    }
+    let letters = test.bytes().chain(variant.name().bytes());
+    letters.fold(0, |seed, letter| (seed * 31 + u64::from(letter)) % 1_000)
 }
 
-fn again(test: &str, seed: u64) -> String {
-    format!("HAPAX_CRASH_SEED={seed} make test ARGS='--test it crash_points::{test}'")
+/// One class of one test.
+struct Case<'a> {
+    broker: &'a Broker,
+    test: &'a str,
+    variant: Variant,
+    seed: u64,
+}
+
+impl Case<'_> {
+    fn run(&self, messages: usize) -> Run {
+        let (seed, test) = (self.seed, self.test);
+        let again = format!("HAPAX_CRASH_SEED={seed} make test ARGS='--test it crash_points::{test}'");
+        Run::new(self.broker, seed, self.variant, messages, &again)
+    }
+
+    fn report(&self, report: Report) {
+        println!(
+            "{}, {}, seed {}: {report:?}",
+            self.test,
+            self.variant.name(),
+            self.seed
+        );
+    }
 }
 
 /// Runs every class at once: most of the time they wait for a session to end.
-fn in_each_class(test: &str, one: impl Fn(&Broker, Variant, &str) + Sync) {
+fn in_each_class(test: &str, one: impl Fn(&Case<'_>) + Sync) {
     let Some(broker) = kafka::broker() else { return };
-    let again = again(test, seed());
+    let cases = VARIANTS.map(|variant| Case {
+        broker,
+        test,
+        variant,
+        seed: seed(test, variant),
+    });
     std::thread::scope(|scope| {
-        let runs = VARIANTS.map(|variant| {
-            scope.spawn({
-                let (one, again) = (&one, &again);
-                move || one(broker, variant, again)
-            })
-        });
-        let failed = runs
-            .map(|run| run.join())
-            .into_iter()
-            .filter(Result::is_err)
-            .count();
-        assert_eq!(failed, 0, "classes that failed; each has said how above");
+        let one = &one;
+        let runs = cases.each_ref().map(|case| scope.spawn(move || one(case)));
+        let failed = runs.map(|run| run.join()).into_iter().filter(Result::is_err);
+        assert_eq!(failed.count(), 0, "classes that failed; each has said how above");
     });
 }
 
 /// Killed at that point, in its first life or (where a class reaches it only after an unclean start) in its second.
-fn killed_at(point: &'static str, counts: std::ops::Range<u32>) {
-    in_each_class(&point.replace('-', "_"), |broker, variant, again| {
-        let mut random = fastrand::Rng::with_seed(seed());
-        let mut run = Run::new(broker, seed(), variant, MESSAGES, again);
+fn killed_at(point: &'static str, messages: usize, counts: std::ops::Range<u32>) {
+    in_each_class(&point.replace('-', "_"), |case| {
+        let mut run = case.run(messages);
         let begins = matches!(point, "before-begin" | "after-begin");
-        if begins && variant.class == Class::Idempotent {
+        if begins && case.variant.class == Class::Idempotent {
             assert!(run.live(Until::Point("inside-handler", 3)));
         }
-        let until = Until::Point(point, random.u32(counts.clone()));
+        let count = fastrand::Rng::with_seed(case.seed).u32(counts.clone());
+        let until = Until::Point(point, count);
         assert!(run.live(until), "{}: {until:?} was not reached", run.name);
-        let name = run.name.clone();
-        let report = run.finish();
-        println!("{point}, {name}: {report:?}");
+        case.report(run.finish());
     });
 }
 
 #[test]
 fn before_begin() {
-    killed_at("before-begin", 2..20);
+    killed_at("before-begin", SHORT, 2..20);
 }
 
 #[test]
 fn after_begin() {
-    killed_at("after-begin", 2..20);
+    killed_at("after-begin", SHORT, 2..20);
 }
 
 #[test]
 fn inside_handler() {
-    killed_at("inside-handler", 2..40);
+    killed_at("inside-handler", SHORT, 2..40);
 }
 
 #[test]
 fn after_handler() {
-    killed_at("after-handler", 2..40);
+    killed_at("after-handler", SHORT, 2..40);
 }
 
 #[test]
 fn after_record() {
-    killed_at("after-record", 2..20);
+    killed_at("after-record", SHORT, 2..20);
 }
 
 #[test]
 fn before_letter_record() {
-    killed_at("before-letter-record", 1..3);
+    killed_at("before-letter-record", SHORT, 1..3);
 }
 
 #[test]
 fn before_commit() {
-    killed_at("before-commit", 1..4);
+    killed_at("before-commit", LONG, 1..4);
 }
 
 #[test]
 fn after_commit() {
-    killed_at("after-commit", 1..4);
+    killed_at("after-commit", LONG, 1..4);
 }
 
 /// Asked to end in mid-flight, and killed before the drain.
 #[test]
 fn at_shutdown() {
-    in_each_class("at_shutdown", |broker, variant, again| {
-        let mut run = Run::new(broker, seed(), variant, MESSAGES, again);
+    in_each_class("at_shutdown", |case| {
+        let mut run = case.run(SHORT);
         let asked = Until::Asked(20, "at-shutdown", 1);
         assert!(run.live(asked), "{}: {asked:?} was not reached", run.name);
-        println!("at-shutdown, {}: {:?}", variant.name(), run.finish());
+        case.report(run.finish());
     });
 }
 
@@ -110,8 +133,8 @@ fn at_shutdown() {
 /// guarded it refuses, what is idempotent it serves. Then it leaves.
 #[test]
 fn during_rebalance() {
-    in_each_class("during_rebalance", |broker, variant, again| {
-        let mut run = Run::new(broker, seed(), variant, 4 * MESSAGES, again);
+    in_each_class("during_rebalance", |case| {
+        let mut run = case.run(LONG);
         let until = Until::Point("during-rebalance", 1);
         let mut first = run.start(until);
         run.works();
@@ -119,15 +142,15 @@ fn during_rebalance() {
         let ended = run.attend(&mut first, until);
         assert!(run.buried(&first, ended), "{}: it gave nothing away", run.name);
         run.left(&mut other);
-        println!("during-rebalance, {}: {:?}", variant.name(), run.finish());
+        case.report(run.finish());
     });
 }
 
 /// The same without a kill: the first member gives partitions away, goes on with the rest, and gets them back.
 #[test]
 fn a_rebalance_alone() {
-    in_each_class("a_rebalance_alone", |broker, variant, again| {
-        let mut run = Run::new(broker, seed(), variant, 4 * MESSAGES, again);
+    in_each_class("a_rebalance_alone", |case| {
+        let mut run = case.run(LONG);
         let mut first = run.start(Until::Everything);
         run.works();
         let mut other = run.start_other();
@@ -139,6 +162,6 @@ fn a_rebalance_alone() {
             "{}: killed by somebody else",
             run.name
         );
-        println!("a rebalance, {}: {:?}", variant.name(), run.judged());
+        case.report(run.judged());
     });
 }

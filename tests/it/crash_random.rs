@@ -11,8 +11,8 @@ use std::time::Duration;
 use crate::crash::{Run, Until, VARIANTS};
 use crate::kafka::{self, Broker};
 
-/// Two of each class: about a minute.
-const SEEDS: u64 = 8;
+/// Three of each class: about a minute.
+const SEEDS: u64 = 12;
 const MESSAGES: usize = 150;
 /// Runs at a time: most of the time they wait for a session to end.
 const AT_ONCE: usize = 4;

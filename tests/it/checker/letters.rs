@@ -3,7 +3,7 @@
 use super::{Case, Class, Findings, Kind, Message, Rule, token};
 
 pub(super) fn check(case: &Case<'_>, findings: &mut Findings) {
-    let kills = case.evidence.lives.iter().filter(|life| life.killed).count();
+    let kills = kills(case);
     // Served without its past, a partition is served anew on its way there and back.
     let anew = if case.evidence.terms.cold {
         2 * case.evidence.others.len()
@@ -61,6 +61,10 @@ pub(super) fn check(case: &Case<'_>, findings: &mut Findings) {
     }
 }
 
+fn kills(case: &Case<'_>) -> usize {
+    case.evidence.lives.iter().filter(|life| life.killed).count()
+}
+
 /// Key, payload, timestamp and headers are the message's.
 fn intact(letter: &Message, message: &Message) -> Result<(), String> {
     let own = |headers: &[(String, Option<Vec<u8>>)]| -> Vec<_> {
@@ -103,7 +107,8 @@ fn fits(case: &Case<'_>, letter: &Message, message: &Message) -> Result<(), Stri
             spent && own().any(|line| failed.contains(&line.kind))
         }
         "crashed" => spent,
-        "moved" => terms.moves,
+        // Of two lives killed in a row the first may still be a member when the third is given its share.
+        "moved" => terms.moves || kills(case) > 1,
         _ => false,
     };
     if does_fit {

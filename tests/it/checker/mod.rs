@@ -18,6 +18,7 @@ mod rules;
 mod store;
 mod token;
 mod topics;
+mod wal;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,6 +27,7 @@ pub(crate) use accounts::Books;
 pub(crate) use effects::{Kind, Line, read_lines};
 pub(crate) use store::Store;
 pub(crate) use topics::{Message, committed, ends, read_topic};
+pub(crate) use wal::{Recorded, recorded};
 
 /// What repeating the handler would do to the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +76,8 @@ pub(crate) struct Life {
     pub(crate) killed: bool,
     /// What it says of its own accounts: one entry for each assignment. `None` where it was killed.
     pub(crate) books: Option<Vec<Books>>,
+    /// Every outcome in its write-ahead log, also those replaced later. An orderly end may leave none.
+    pub(crate) recorded: Vec<Recorded>,
     /// When it was over.
     pub(crate) after: Moment,
 }

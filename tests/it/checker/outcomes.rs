@@ -1,5 +1,7 @@
 //! What is recorded: every message, once, truly, and before its offset is committed.
 
+use std::collections::BTreeMap;
+
 use super::record::{Closed, End, Stage};
 use super::{Case, Class, Findings, Kind, Life, Message, Moment, Rule, Store, TokenOf};
 
@@ -12,6 +14,7 @@ pub(super) fn check(case: &Case<'_>, findings: &mut Findings) {
     let mut before: Option<&Life> = None;
     for life in &case.evidence.lives {
         one_outcome(case, life, findings);
+        recorded_once(case, before.map(|life| &life.after.store), life, findings);
         if let Some(before) = before {
             nothing_changes(case, before, life, findings);
         }
@@ -151,6 +154,22 @@ fn one_outcome(case: &Case<'_>, life: &Life, findings: &mut Findings) {
                 findings.add(Rule::TwoOutcomes, what);
             }
         }
+    }
+}
+
+/// Nothing is recorded a second time, not even the same: what the log holds, and was replaced, shows too.
+fn recorded_once(case: &Case<'_>, before: Option<&Store>, life: &Life, findings: &mut Findings) {
+    let mut known: BTreeMap<TokenOf, Closed> = BTreeMap::new();
+    for (token, closed) in &life.recorded {
+        let earlier = known.get(token).or_else(|| before?.closed(token));
+        if let Some(earlier) = earlier.filter(|earlier| !may_follow(case, earlier)) {
+            let what = format!(
+                "life {}, partition {}: recorded {earlier:?}, and then {closed:?}",
+                life.number, token.0
+            );
+            findings.add(Rule::TwoOutcomes, what);
+        }
+        known.insert(*token, *closed);
     }
 }
 

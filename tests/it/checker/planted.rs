@@ -147,6 +147,10 @@ const FAULTS: &[(&str, Rule, Plant)] = &[
         closed.offset += 1;
         store.closed.get_mut(&token).unwrap().push(closed);
     }),
+    ("an outcome was replaced", Rule::TwoOutcomes, |evidence| {
+        let recorded = &mut evidence.lives[0].recorded;
+        recorded.push(*recorded.first().unwrap());
+    }),
     (
         "an outcome changes from one life to the next",
         Rule::TwoOutcomes,

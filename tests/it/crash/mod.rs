@@ -302,6 +302,7 @@ impl Run {
             number: self.spec.life,
             killed,
             books,
+            recorded: checker::recorded(&copy),
             after: Moment {
                 store: Store::read(&copy, &self.spec.topic),
                 committed: self.committed(),
