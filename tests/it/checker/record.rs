@@ -43,6 +43,8 @@ pub(crate) struct Open {
     pub(crate) payload: Option<Vec<u8>>,
 }
 
+/// Done at the first attempt, with no reply and a fingerprint of the whole: the short form.
+const PLAIN: u8 = 5;
 const KEYS: u8 = 7;
 const REASON: u8 = 5;
 const PAYLOAD: u8 = 13;
@@ -109,6 +111,16 @@ pub(crate) fn closed(bytes: &[u8], bucket_ms: i64) -> Closed {
     let state = cursor.state();
     let offset = cursor.signed();
     let first_seen_ms = cursor.signed() + bucket_ms;
+    if state == PLAIN {
+        let _fingerprint = [cursor.byte(), cursor.byte()];
+        let _later = cursor.fields();
+        return Closed {
+            end: End::Done,
+            offset,
+            first_seen_ms,
+            attempts: 1,
+        };
+    }
     let attempts = cursor.number();
     let fields = cursor.fields();
     let end = match state {
@@ -153,15 +165,17 @@ pub(crate) fn open(bytes: &[u8]) -> Open {
 
 #[test]
 fn a_done_record_reads_as_its_layout_says() {
-    // Version 1, done; offset 3; first seen 10 ms into the bucket; 1 attempt; a fingerprint of 4 bytes.
-    let bytes = [0x11, 6, 20, 1, 1, 4, 9, 9, 9, 9];
+    // Version 1, done; offset 3; first seen 10 ms into the bucket; 1 attempt; a fingerprint of 2 bytes.
+    let long = [0x11, 6, 20, 1, 1, 2, 9, 9];
+    let short = [0x15, 6, 20, 9, 9];
     let expected = Closed {
         end: End::Done,
         offset: 3,
         first_seen_ms: 1_010,
         attempts: 1,
     };
-    assert_eq!(closed(&bytes, 1_000), expected);
+    assert_eq!(closed(&long, 1_000), expected);
+    assert_eq!(closed(&short, 1_000), expected);
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub(super) struct Seen {
 /// The first byte of a record: version 1, and a state.
 const DONE: u8 = 0x11;
 const FAILED: u8 = 0x12;
+/// Done, in the short form.
+const PLAIN: u8 = 0x15;
 const BEGUN: u8 = 0x18;
 const HELD: u8 = 0x19;
 
@@ -105,7 +107,7 @@ pub(super) fn judge(calls: &[Call], evidence: &Evidence) -> Result<Seen, String>
         for message in evidence.input.iter().filter(below) {
             seen.messages += 1;
             let is_recorded = checker::names(topic, message).iter().any(|name| {
-                logs.is_synced(&closed_key(message, name), &[DONE, FAILED], start)
+                logs.is_synced(&closed_key(message, name), &[DONE, FAILED, PLAIN], start)
                     || logs.is_synced(&open_key(message, name), &[HELD], start)
             });
             if !is_recorded {
