@@ -8,7 +8,11 @@
 )]
 
 mod admin_port;
+mod checker;
 mod cli;
+mod crash;
+mod crash_points;
+mod crash_random;
 mod demo;
 mod examples;
 mod kafka;
@@ -16,3 +20,4 @@ mod killed_store;
 mod resolved;
 mod smoke;
 mod start;
+mod sync_order;
