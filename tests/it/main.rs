@@ -7,5 +7,10 @@
     reason = "a test may panic"
 )]
 
+mod events;
+mod frozen;
 mod kafka;
+mod member;
+mod mock;
+mod rebalance;
 mod smoke;
