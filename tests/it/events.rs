@@ -37,8 +37,11 @@ impl Said {
     }
 }
 
-#[derive(Default)]
-struct Kept(Mutex<Vec<Said>>);
+struct Kept {
+    said: Mutex<Vec<Said>>,
+    /// `HAPAX_IT_LOG` is set: for whoever looks for the cause of a failure.
+    prints: bool,
+}
 
 /// Starts keeping. Called first by every test that asks later.
 pub(crate) fn listen() {
@@ -48,7 +51,7 @@ pub(crate) fn listen() {
 /// Everything kept that `wanted` picks.
 pub(crate) fn all(wanted: impl Fn(&Said) -> bool) -> Vec<Said> {
     kept()
-        .0
+        .said
         .lock()
         .unwrap()
         .iter()
@@ -60,7 +63,10 @@ pub(crate) fn all(wanted: impl Fn(&Said) -> bool) -> Vec<Said> {
 fn kept() -> &'static Kept {
     static KEPT: OnceLock<&'static Kept> = OnceLock::new();
     KEPT.get_or_init(|| {
-        let kept: &'static Kept = Box::leak(Box::default());
+        let kept: &'static Kept = Box::leak(Box::new(Kept {
+            said: Mutex::default(),
+            prints: std::env::var_os("HAPAX_IT_LOG").is_some(),
+        }));
         tracing::subscriber::set_global_default(Registry::default().with(Keeper(kept)))
             .expect("no other test sets a subscriber");
         kept
@@ -98,11 +104,15 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Keeper {
 
 impl Keeper {
     fn keep(&self, metadata: &'static Metadata<'static>, span: &'static str, fields: Fields) {
-        self.0.0.lock().unwrap().push(Said {
+        let said = Said {
             level: *metadata.level(),
             span,
             fields: fields.0,
-        });
+        };
+        if self.0.prints {
+            eprintln!("{} {span}{}", said.level, said.text());
+        }
+        self.0.said.lock().unwrap().push(said);
     }
 }
 

@@ -59,6 +59,7 @@ pub(crate) struct Member {
 
 impl Member {
     pub(crate) fn start(consumer: Consumer) -> Self {
+        crate::events::listen();
         let (stop, stopped) = oneshot::channel::<()>();
         let run = tokio::spawn(consumer.run_until(async move {
             let _ = stopped.await;
