@@ -4,7 +4,7 @@
 //! whether the window is cold (Inv 8) → raise the fence and note the position → commit once → serve. Revoked: drain
 //! within a budget → commit → clear the fence → unassign. Lost: clear the fence, cancel, commit nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::accounts::{Accounts, Balance};
 use crate::broker::{self, CommitMark, Committed};
 use crate::clock::{self, Clock, Instant};
 use crate::commits::Commits;
-use crate::config::{Cold, Start};
+use crate::config::{Cold, Deleted, Start};
 use crate::error::Error;
 use crate::fence::{Fence, Gate};
 use crate::ledger::CommitPoint;
@@ -37,9 +37,12 @@ pub(crate) struct Assignments {
     budget: Budget,
     clock: Clock,
     cold: Cold,
+    deleted: Deleted,
     start: Start,
     runtime: Handle,
     live: BTreeMap<PartitionId, Live>,
+    /// Assigned with a window that does not cover what it should, served or not.
+    cold_ids: BTreeSet<PartitionId>,
     /// Why the consumer has to stop, from whichever task met it first.
     failures: mpsc::UnboundedSender<Error>,
     /// What the ended assignments of this consumer came to, for the last line of its life.
@@ -81,6 +84,7 @@ pub(crate) struct Parts {
     pub(crate) budget: Budget,
     pub(crate) clock: Clock,
     pub(crate) cold: Cold,
+    pub(crate) deleted: Deleted,
     pub(crate) start: Start,
     pub(crate) runtime: Handle,
     pub(crate) failures: mpsc::UnboundedSender<Error>,
@@ -95,6 +99,7 @@ impl Assignments {
             budget,
             clock,
             cold,
+            deleted,
             start,
             runtime,
             failures,
@@ -108,9 +113,11 @@ impl Assignments {
             budget,
             clock,
             cold,
+            deleted,
             start,
             runtime,
             live: BTreeMap::new(),
+            cold_ids: BTreeSet::new(),
             failures,
             ended: Vec::new(),
         }
@@ -164,8 +171,10 @@ impl Assignments {
         let (topic, wiring) = (topic.clone(), Arc::clone(&wiring.1));
         let known = self.store.load(id)?;
         let (start, cold) = decide(self.store_id, self.start, known.position, facts);
+        let start = self.within_the_log(&topic, id, start, facts)?;
         if let Some(why) = cold {
-            wiring.meters.cold.increment(1.0);
+            self.cold_ids.insert(id);
+            self.show_cold();
             if wiring.policy.class.is_guarded() && self.cold == Cold::Refuse {
                 return Err(broker::Error::Cold {
                     topic,
@@ -175,14 +184,6 @@ impl Assignments {
                 .into());
             }
             tracing::warn!(%topic, partition = id.partition, %why, "the window is cold, and served as such");
-        }
-        if facts.low > start.next.0 {
-            let gone = facts.low - start.next.0;
-            tracing::error!(
-                %topic, partition = id.partition, from = start.next.0, to = facts.low, gone,
-                "the log begins after the commit point: the broker has deleted messages that nobody took; \
-                 hapax goes on with the first that is left"
-            );
         }
         let gate = Gate::mint(Fence(known.fence));
         let mut changes = Changes::new(id);
@@ -200,6 +201,54 @@ impl Assignments {
             known,
             wiring,
         })
+    }
+
+    /// Where the log no longer has what comes next, somebody has to decide: nothing is guessed.
+    fn within_the_log(
+        &self,
+        topic: &str,
+        id: PartitionId,
+        start: CommitPoint,
+        facts: &Facts,
+    ) -> Result<CommitPoint, Error> {
+        let (topic, partition, next) = (topic.to_owned(), id.partition, start.next.0);
+        let (low, high) = (facts.low, facts.high);
+        if next > high {
+            return Err(broker::Error::BeyondEnd {
+                topic,
+                partition,
+                next,
+                high,
+            }
+            .into());
+        }
+        if next >= low {
+            return Ok(start);
+        }
+        if self.deleted == Deleted::Refuse {
+            return Err(broker::Error::Deleted {
+                topic,
+                partition,
+                next,
+                low,
+            }
+            .into());
+        }
+        tracing::error!(
+            %topic, partition, next, low,
+            "the broker has deleted messages that nobody took; hapax goes on with the first that is left"
+        );
+        Ok(CommitPoint {
+            next: NextOffset(low),
+            ..start
+        })
+    }
+
+    fn show_cold(&self) {
+        for (id, wiring) in self.topics.values() {
+            let count = self.cold_ids.iter().filter(|cold| cold.topic == *id).count();
+            wiring.meters.cold.set(count as f64);
+        }
     }
 
     /// Starts the task of a partition whose start the broker has committed with this store's mark.
@@ -281,6 +330,9 @@ impl Assignments {
     /// Ends the assignments: from here on nothing of them is written. `lost` ones are cancelled where they stand.
     pub(crate) fn end(&mut self, ids: &[PartitionId]) {
         for id in ids {
+            if self.cold_ids.remove(id) {
+                self.show_cold();
+            }
             let Some(live) = self.live.remove(id) else {
                 continue;
             };
@@ -297,11 +349,18 @@ impl Assignments {
     }
 
     /// Held messages of partitions that are not ours after the first assignment: their bytes are nowhere else, so
-    /// they go to the dead-letter topic, by tasks that do nothing but that.
-    pub(crate) fn move_strays(&mut self, budget: Duration) -> Result<Vec<PartitionId>, Error> {
+    /// they go to the dead-letter topic, by tasks that do nothing but that. Those of `ours` stay.
+    pub(crate) fn move_strays(
+        &mut self,
+        budget: Duration,
+        ours: &[PartitionId],
+    ) -> Result<Vec<PartitionId>, Error> {
         let mut strays = Vec::new();
         for id in self.store.partitions()? {
-            if self.live.contains_key(&id) || !self.topics.values().any(|(topic, _)| *topic == id.topic) {
+            if self.live.contains_key(&id)
+                || ours.contains(&id)
+                || !self.topics.values().any(|(topic, _)| *topic == id.topic)
+            {
                 continue;
             }
             let known = self.store.load(id)?;

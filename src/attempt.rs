@@ -18,10 +18,13 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::future::FutureExt as _;
 use futures_util::stream::FuturesUnordered;
+use tracing::instrument::Instrumented;
+use tracing::{Instrument as _, Span};
 
 use crate::clock::{self, Instant};
 use crate::handler::{Call, Callee, DecodeError, HandlerError, Probe, Reply};
-use crate::message::Batch;
+use crate::message::{Batch, Raw};
+use crate::trace;
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -65,6 +68,14 @@ pub(crate) struct Subject {
     pub(crate) id: usize,
     pub(crate) batch: Arc<Batch>,
     pub(crate) index: usize,
+}
+
+impl Subject {
+    fn span(&self, make: impl FnOnce(&Raw<'_>, &Call) -> Span, call: &Call) -> Span {
+        self.batch
+            .get(self.index)
+            .map_or_else(Span::none, |raw| make(&raw, call))
+    }
 }
 
 /// The attempts of one partition task.
@@ -145,7 +156,7 @@ struct Running<C: Callee, D, DF, R, RF> {
     decode: D,
     run: R,
     decode_slot: InPlace<DF>,
-    run_slot: InPlace<RF>,
+    run_slot: InPlace<Instrumented<RF>>,
     /// Decoded messages by work id: a guarded one waits here until its begin is durable.
     prepared: Vec<Option<C::Message>>,
     waiting: FuturesUnordered<Waiting<C::Message>>,
@@ -263,7 +274,8 @@ where
         let Some(message) = message else {
             panic!("work {} was run before it was decoded", subject.id)
         };
-        let future = (self.run)(message, Arc::clone(&subject.batch), subject.index, call);
+        let span = subject.span(trace::attempt, &call);
+        let future = (self.run)(message, Arc::clone(&subject.batch), subject.index, call).instrument(span);
         let deadline = || clock::now() + self.terms.deadline;
         if self.terms.offload {
             let (id, deadline) = (subject.id, deadline());
@@ -296,6 +308,7 @@ where
             subject.clone(),
             self.terms.probe_deadline,
         );
+        let span = subject.span(trace::probe, &call);
         self.waiting.push(Box::pin(async move {
             clock::sleep_until(not_before).await;
             let id = subject.id;
@@ -307,7 +320,7 @@ where
                     .await
                     .ok()
             };
-            let answer = rest(Box::pin(Some(asked)), clock::now() + limit).await;
+            let answer = rest(Box::pin(Some(asked.instrument(span))), clock::now() + limit).await;
             (id, Woken::Probed(answer.ok().flatten().unwrap_or(Probe::Unknown)))
         }));
     }

@@ -59,11 +59,33 @@ impl Commits {
         }
     }
 
-    /// What is to be committed now.
+    /// What is to be committed now. Each point taken is out until it is [`answered`](Self::answered) or
+    /// [failed](Self::all_failed), so whoever takes it must send it.
     pub(crate) fn take_due(&self) -> Vec<(PartitionId, CommitPoint)> {
+        Self::take(&mut self.board(), |_| true)
+    }
+
+    /// What is to be committed now of partitions that are drained. Whatever was sent of them before is sent again, if
+    /// it is still due: its answer may come too late. Other partitions are left as they are.
+    pub(crate) fn take_last(&self, drained: &[PartitionId]) -> Vec<(PartitionId, CommitPoint)> {
         let mut board = self.board();
-        let due = board.iter_mut().filter(|(_, entry)| {
-            entry.gate.accepts() && entry.sent.is_none() && entry.acknowledged != Some(entry.published)
+        for id in drained {
+            if let Some(entry) = board.get_mut(id) {
+                entry.sent = None;
+            }
+        }
+        Self::take(&mut board, |id| drained.contains(id))
+    }
+
+    fn take(
+        board: &mut BTreeMap<PartitionId, Entry>,
+        of: impl Fn(&PartitionId) -> bool,
+    ) -> Vec<(PartitionId, CommitPoint)> {
+        let due = board.iter_mut().filter(|(id, entry)| {
+            of(id)
+                && entry.gate.accepts()
+                && entry.sent.is_none()
+                && entry.acknowledged != Some(entry.published)
         });
         due.map(|(id, entry)| {
             entry.sent = Some(entry.published);
@@ -80,6 +102,13 @@ impl Commits {
         {
             entry.acknowledged = Some(sent);
         }
+    }
+
+    /// Whether the broker has yet to answer for one of them.
+    pub(crate) fn waits_for(&self, ids: &[PartitionId]) -> bool {
+        let board = self.board();
+        ids.iter()
+            .any(|id| board.get(id).is_some_and(|entry| entry.sent.is_some()))
     }
 
     /// Nothing of what was sent has been answered, and nothing will be.
@@ -129,6 +158,25 @@ mod tests {
         assert_eq!(commits.take_due(), [(ID, point(9))]);
         commits.answered(ID, NextOffset(9), true);
         assert_eq!(commits.acknowledged(), [(ID, point(9))]);
+    }
+
+    /// A cooperative rebalance: one partition goes, another is kept and goes on committing.
+    #[test]
+    fn the_last_commit_of_one_partition_leaves_the_others_due() {
+        const KEPT: PartitionId = PartitionId { partition: 1, ..ID };
+        let (commits, gate) = (Commits::default(), Gate::mint(Fence(0)));
+        for id in [ID, KEPT] {
+            commits.assign(id, &gate, point(0));
+            commits.publish(id, &gate, point(1));
+        }
+        assert_eq!(commits.take_last(&[ID]), [(ID, point(1))]);
+        assert_eq!(commits.take_due(), [(KEPT, point(1))]);
+        assert_eq!(
+            commits.take_last(&[ID]),
+            [(ID, point(1))],
+            "its answer is not waited for"
+        );
+        assert!(commits.take_due().is_empty());
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub mod message;
 pub mod metrics;
 pub mod outcome;
 mod partition;
+mod pulse;
 pub mod record;
 #[cfg(all(feature = "rocks", feature = "kafka"))]
 mod runtime;
@@ -33,6 +34,7 @@ mod sweep;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod token;
+mod trace;
 pub mod window;
 
 pub use bytes::Bytes;

@@ -1,9 +1,12 @@
-//! The process's budget of messages and bytes in flight: what stops the poll thread from taking more (Inv 10).
+//! The process's budget of messages and bytes, in flight and held: what stops the taking (Inv 10).
 //!
-//! Counted per batch and per turn of a partition task, never per message.
+//! In flight is counted per batch and per turn of a partition task, never per message; held as it happens, which is
+//! seldom.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crate::config::Limits;
 
 /// Shared by the poll thread, which takes, and the partition tasks, which give back.
 #[derive(Debug, Clone)]
@@ -15,6 +18,10 @@ struct Inner {
     bytes: AtomicUsize,
     messages_max: usize,
     bytes_max: usize,
+    held: AtomicUsize,
+    held_bytes: AtomicU64,
+    held_max: usize,
+    held_bytes_max: u64,
     waker: Waker,
 }
 
@@ -45,12 +52,16 @@ pub(crate) struct Lease {
 }
 
 impl Budget {
-    pub(crate) fn new(messages_max: usize, bytes_max: usize, waker: Waker) -> Self {
+    pub(crate) fn new(limits: &Limits, waker: Waker) -> Self {
         Self(Arc::new(Inner {
             messages: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
-            messages_max,
-            bytes_max,
+            messages_max: limits.in_flight,
+            bytes_max: usize::try_from(limits.in_flight_bytes.0).unwrap_or(usize::MAX),
+            held: AtomicUsize::new(0),
+            held_bytes: AtomicU64::new(0),
+            held_max: limits.held,
+            held_bytes_max: limits.held_bytes.0,
             waker,
         }))
     }
@@ -74,6 +85,28 @@ impl Budget {
             budget: self.clone(),
             bytes,
         }
+    }
+
+    /// One message more is held, in whichever partition.
+    pub(crate) fn hold(&self, bytes: usize) {
+        self.0.held.fetch_add(1, Ordering::Relaxed);
+        self.0.held_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Messages are held no longer, or no longer here.
+    pub(crate) fn let_go(&self, messages: usize, bytes: usize) {
+        let before = self.0.held.fetch_sub(messages, Ordering::Relaxed);
+        assert!(
+            before >= messages,
+            "{messages} messages let go, {before} were held"
+        );
+        self.0.held_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Whether no more may be held: then no partition takes more, until something held is decided or too old.
+    pub(crate) fn is_held_full(&self) -> bool {
+        self.0.held.load(Ordering::Relaxed) >= self.0.held_max
+            || self.0.held_bytes.load(Ordering::Relaxed) >= self.0.held_bytes_max
     }
 
     /// Messages are complete, or released.
@@ -102,10 +135,31 @@ impl Drop for Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ByteCount;
+
+    fn budget(change: impl FnOnce(&mut Limits)) -> Budget {
+        let mut limits = Limits::default();
+        change(&mut limits);
+        Budget::new(&limits, Waker::new(|| {}))
+    }
+
+    #[test]
+    fn what_is_held_is_bounded_by_number_and_by_bytes() {
+        let by_number = budget(|limits| limits.held = 2);
+        by_number.hold(1);
+        assert!(!by_number.is_held_full());
+        by_number.hold(1);
+        assert!(by_number.is_held_full());
+        by_number.let_go(1, 1);
+        assert!(!by_number.is_held_full());
+        let by_bytes = budget(|limits| limits.held_bytes = ByteCount(10));
+        by_bytes.hold(10);
+        assert!(by_bytes.is_held_full());
+    }
 
     #[test]
     fn both_limits_stop_the_taking_and_what_is_given_back_can_be_taken_again() {
-        let budget = Budget::new(10, 100, Waker::new(|| {}));
+        let budget = budget(|limits| (limits.in_flight, limits.in_flight_bytes) = (10, ByteCount(100)));
         let lease = budget.take(4, 150);
         assert_eq!(budget.room(), 0, "bytes are spent");
         drop(lease);

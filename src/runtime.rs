@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use tokio::runtime::Handle;
@@ -13,8 +14,10 @@ use crate::assignments::{Assignments, Parts};
 use crate::attempt::Factory;
 use crate::broker::Letters;
 use crate::broker::kafka::admin;
-use crate::broker::kafka::consumer::{PollThread, Signal};
+use crate::broker::kafka::consumer::PollThread;
 use crate::broker::kafka::producer::Producer;
+use crate::broker::kafka::properties::session_max;
+use crate::broker::kafka::signal::Signal;
 use crate::clock::{self, Clock};
 use crate::commits::Commits;
 use crate::config::Settings;
@@ -24,6 +27,7 @@ use crate::journal::local::Local;
 use crate::limits::{Budget, Waker};
 use crate::metrics::TopicMeters;
 use crate::partition::Wiring;
+use crate::pulse::Pulse;
 use crate::store::lookups::Lookups;
 use crate::store::rocks::RocksStore;
 use crate::store::{Store, TopicSpec};
@@ -56,7 +60,7 @@ pub(crate) async fn run(
         // Opening is not cancellable: on a blocking thread a dropped future leaves it to finish and close by itself.
         tokio::task::spawn_blocking(move || open(&settings))
     };
-    let store = opening
+    let (store, partitions) = opening
         .await
         .map_err(|error| Error::Internal(format!("opening the store: {error}")))??;
     let store: Arc<dyn Store> = Arc::new(store);
@@ -79,8 +83,9 @@ pub(crate) async fn run(
     let wake = Arc::clone(&signal);
     let waker = Waker::new(move || wake.raise());
     let limits = &settings.limits;
-    let budget = Budget::new(limits.in_flight, limits.in_flight_bytes.0 as usize, waker);
+    let budget = Budget::new(limits, waker);
     let commits = Commits::default();
+    let pulse = Pulse::new(clock::now(), session_max(&settings));
     let common = Common {
         settings: Arc::clone(&settings),
         lookups,
@@ -89,6 +94,7 @@ pub(crate) async fn run(
         commits: commits.clone(),
         budget: budget.clone(),
         unclean_starts: store.past().unclean,
+        pulse: pulse.clone(),
     };
     let mut topics = BTreeMap::new();
     for (name, handled) in handled {
@@ -117,6 +123,7 @@ pub(crate) async fn run(
         clock: Clock::system(),
         cold: settings.cold,
         start: settings.start,
+        deleted: settings.deleted,
         runtime: Handle::current(),
         failures,
     };
@@ -126,8 +133,10 @@ pub(crate) async fn run(
         thread::Builder::new()
             .name("hapax-poll".into())
             .spawn(move || {
-                let outcome = PollThread::new(settings, Assignments::new(parts), signal, reported_cold)
-                    .and_then(PollThread::run);
+                let assignments = Assignments::new(parts);
+                let outcome =
+                    PollThread::new(settings, partitions, assignments, signal, pulse, reported_cold)
+                        .and_then(PollThread::run);
                 let _ = done.send(outcome);
             })
             .map_err(|source| Error::Thread {
@@ -170,7 +179,8 @@ pub(crate) async fn run(
     }
 }
 
-fn open(settings: &Settings) -> Result<RocksStore, Error> {
+/// The store, and how many partitions the topics have in all.
+fn open(settings: &Settings) -> Result<(RocksStore, usize), Error> {
     let specs: Vec<_> = settings
         .topics
         .iter()
@@ -184,7 +194,8 @@ fn open(settings: &Settings) -> Result<RocksStore, Error> {
     if let Some(id) = cluster.id {
         store.claim_cluster(&id)?;
     }
-    Ok(store)
+    let partitions: i32 = cluster.partitions.values().sum();
+    Ok((store, usize::try_from(partitions).unwrap_or(0)))
 }
 
 /// What the wirings of all topics share.
@@ -196,6 +207,7 @@ struct Common {
     commits: Commits,
     budget: Budget,
     unclean_starts: u32,
+    pulse: Pulse,
 }
 
 impl Common {
@@ -225,6 +237,8 @@ impl Common {
             // Jitter only has to differ between processes.
             seed: clock.wall_ms() as u64 ^ u64::from(std::process::id()) << 32,
             unclean_starts: self.unclean_starts,
+            pulse: self.pulse.clone(),
+            window_full: AtomicBool::new(false),
             clock,
         })
     }

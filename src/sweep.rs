@@ -5,6 +5,7 @@
 //! of the wall clock. A byte limit drops the oldest bucket that lies below every commit point, counted and shown.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -77,12 +78,26 @@ fn sweep(
             size = store.window_size(topic)?;
         }
     }
+    note_full(wiring, size.bytes);
     wiring.meters.window_bytes.set(size.bytes as f64);
     let reach_ms = size
         .oldest_ms
         .map_or(0, |start| (oldest_time - start).clamp(0, window_ms));
     wiring.meters.effective_window.set(reach_ms as f64 / 1_000.0);
     Ok(())
+}
+
+/// Past its bytes with nothing left to shed, a topic stops taking: forgetting what Kafka can still repeat is no choice.
+fn note_full(wiring: &Wiring, bytes: u64) {
+    let max = wiring.policy.window_bytes.map_or(u64::MAX, |max| max.0);
+    let is_full = bytes > max;
+    let was_full = wiring.window_full.swap(is_full, Ordering::Relaxed);
+    if is_full && !was_full {
+        tracing::error!(
+            topic = %wiring.topic, bytes, window_bytes = max,
+            "the window is past `window_bytes`, and none of it may be shed: the topic takes nothing; raise the limit"
+        );
+    }
 }
 
 /// The earliest partition time that a message of this topic can still be judged at. `None` before the first commit,

@@ -130,9 +130,50 @@ pub enum Error {
         /// What is missing.
         why: String,
     },
+    /// The log begins after the commit point: the broker has deleted messages that nobody took, and
+    /// `deleted = "refuse"`. The partition is not served, the others are.
+    #[error(
+        "{topic}[{partition}] has lost messages: the commit point is {next}, and the log begins at {low}: the broker deleted {} offsets before hapax took them; the partition is not served; to go on with what is left, set `deleted = \"skip\"`", low - next
+    )]
+    Deleted {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// The commit point.
+        next: i64,
+        /// The first offset that is left.
+        low: i64,
+    },
+    /// The log ends before the commit point: the topic was made again under its name, or has lost its end. The
+    /// partition is not served, the others are.
+    #[error(
+        "{topic}[{partition}] ends at {high}, before the commit point {next}: the topic was made again, or has lost its end; the partition is not served; reset the group's offset on purpose, or use another group"
+    )]
+    BeyondEnd {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// The commit point.
+        next: i64,
+        /// The offset after the last.
+        high: i64,
+    },
     /// The client failed for good. hapax stopped with everything recorded; start it again.
     #[error("kafka client failed: {0}")]
     Fatal(String),
+}
+
+impl Error {
+    /// Whether it keeps one partition from being served, and nothing else.
+    #[must_use]
+    pub const fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Cold { .. } | Self::Deleted { .. } | Self::BeyondEnd { .. }
+        )
+    }
 }
 
 #[cfg(test)]

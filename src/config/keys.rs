@@ -68,6 +68,7 @@ pub(super) fn top(keys: &mut Section<'_>) -> Layer {
         durability: keys.take("durability", durability),
         cold: keys.take("cold", cold),
         start: keys.take("start", word),
+        deleted: keys.take("deleted", word),
         drain: keys.take("drain", duration),
         commit_every: keys.take("commit_every", duration),
         memory: keys.take("memory", bytes),

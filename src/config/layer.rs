@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::Place;
-use super::settings::{Cold, Durability, Properties, Start};
+use super::settings::{Cold, Deleted, Durability, Properties, Start};
 use super::topic::{AfterFailure, Concurrency, Expired, MissingToken, Mode, OnMismatch, TokenSource};
 use super::units::ByteCount;
 use crate::class::Class;
@@ -96,6 +96,7 @@ layers! {
         durability: Option<Durability>,
         cold: Option<Cold>,
         start: Option<Start>,
+        deleted: Option<Deleted>,
         drain: Option<Duration>,
         commit_every: Option<Duration>,
         memory: Option<ByteCount>,

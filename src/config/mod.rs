@@ -30,7 +30,7 @@ pub use layer::{
     AdminLayer, DeadLetterLayer, Layer, LimitsLayer, Listen, MismatchLayer, RetryLayer, TopicLayer,
 };
 pub use resolve::resolve;
-pub use settings::{Admin, Cold, DeadLetter, Durability, Limits, Properties, Settings, Start};
+pub use settings::{Admin, Cold, DeadLetter, Deleted, Durability, Limits, Properties, Settings, Start};
 pub use topic::{
     AfterFailure, Concurrency, Expired, Mismatch, MissingToken, Mode, OnMismatch, Retry, TokenSource,
     TopicPolicy,

@@ -109,6 +109,7 @@ fn fill_in(layer: &Layer, problems: &mut Vec<Problem>) -> Settings {
     let mut settings = Settings::new(group, brokers, state_dir, durability);
     put(&mut settings.cold, &layer.cold);
     put(&mut settings.start, &layer.start);
+    put(&mut settings.deleted, &layer.deleted);
     put(&mut settings.drain, &layer.drain);
     put(&mut settings.commit_every, &layer.commit_every);
     put(&mut settings.memory, &layer.memory);

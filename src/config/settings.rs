@@ -44,6 +44,13 @@ pub struct Settings {
     /// what arrives at a new partition before the group notices it. A committed offset that has vanished is another
     /// matter: hapax resumes from its own position, or stops.
     pub start: Start,
+    /// What hapax does on a partition whose log begins after its commit point: the broker has deleted messages that
+    /// nobody took.
+    ///
+    /// Default: `refuse`. The partition is not served, the others are, `/readyz` says no, and the error names both
+    /// offsets. With `skip` hapax says the same and goes on with the first message that is left: whatever was deleted
+    /// is lost without a trace, as after three days down under a `retention.ms` of two.
+    pub deleted: Deleted,
     /// How long a revoked partition, or a shutdown, may finish what is in flight.
     ///
     /// Default: `10s`. The broker delivers nothing to this member while it lasts, not even for partitions that it
@@ -101,6 +108,7 @@ impl Settings {
             durability,
             cold: Cold::Refuse,
             start: Start::Earliest,
+            deleted: Deleted::Refuse,
             drain: Duration::from_secs(10),
             commit_every: Duration::from_secs(1),
             memory: ByteCount::mib(256),
@@ -143,10 +151,21 @@ pub enum Start {
     Latest,
 }
 
+/// What hapax does where messages were deleted before it took them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Deleted {
+    /// The partition is not served, and `/readyz` says no.
+    Refuse,
+    /// The partition is served from the first message that is left.
+    Skip,
+}
+
 words! {
     Durability { Local = "local" }
     Cold { Refuse = "refuse", Run = "run" }
     Start { Earliest = "earliest", Latest = "latest" }
+    Deleted { Refuse = "refuse", Skip = "skip" }
 }
 
 /// Limits of one process, all topics and partitions together (Inv 10).

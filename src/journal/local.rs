@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use super::{Failure, Journal, Submission};
+use crate::fence::Gate;
 use crate::store::Store;
 
 /// The handle of the journal's thread. The thread ends when the last handle is gone and everything submitted is
@@ -69,23 +70,32 @@ fn serve(store: &dyn Store, inbox: &mpsc::Receiver<Submission>, broken: impl FnO
 
 /// Writes one group; on success it is acknowledged and `group` is empty.
 fn write(store: &dyn Store, group: &mut Vec<Submission>) -> Result<(), String> {
-    // The fence is asked here, immediately before the write: whatever an assignment submitted before it ended and
-    // is still in this queue must not reach the store (Inv 5).
-    group.retain(|submission| {
-        let accepted = submission.gate.accepts();
-        if !accepted {
-            submission.acks.fail(Failure::Fenced);
+    // Whatever an assignment submitted before it ended and is still in this queue must not reach the store (Inv 5).
+    // Its gate stays entered until the write is done: asked beforehand, it could be cleared in between.
+    let mut gates: Vec<Gate> = Vec::with_capacity(group.len());
+    for submission in &*group {
+        if !gates.iter().any(|gate| gate.is(&submission.gate)) {
+            gates.push(submission.gate.clone());
         }
-        accepted
-    });
-    if group.is_empty() {
-        return Ok(());
     }
+    let entered: Vec<_> = gates.iter().map(|gate| (gate, gate.enter())).collect();
+    let is_open = |asked: &Gate| {
+        entered
+            .iter()
+            .any(|(gate, entered)| gate.is(asked) && entered.is_some())
+    };
     let mut numbers = Vec::with_capacity(group.len());
     let mut changes = Vec::with_capacity(group.len());
     for submission in group.drain(..) {
-        numbers.push((submission.acks, submission.number));
-        changes.push(submission.changes);
+        if is_open(&submission.gate) {
+            numbers.push((submission.acks, submission.number));
+            changes.push(submission.changes);
+        } else {
+            submission.acks.fail(Failure::Fenced);
+        }
+    }
+    if changes.is_empty() {
+        return Ok(());
     }
     match store.apply(&changes) {
         Ok(()) => {

@@ -3,6 +3,8 @@
 //! Only what has a slot is begun (plus `begun_ahead`), so a kill leaves at most that many messages in doubt. Decoding
 //! comes first: a payload that crashes its decoder was never begun.
 
+use std::time::Duration;
+
 use super::work::{Origin, Phase, WorkId};
 use super::{Partition, Stop};
 use crate::attempt::{Event, Subject, Undecoded};
@@ -214,6 +216,7 @@ impl Partition {
             self.wiring.meters.retries.increment(1);
         }
         work.started.get_or_insert(self.now);
+        work.running_since = Some(self.now);
         self.running += 1;
         self.wiring.meters.attempts.increment(1);
         let (Some(subject), Some(call)) = (self.subject(id), self.call(id)) else {
@@ -257,7 +260,12 @@ impl Partition {
     pub(super) fn attempt_event(&mut self, id: WorkId, event: Event) -> Result<(), Stop> {
         match event {
             Event::Prepared(decoded) => self.prepared(id, decoded),
-            Event::Ended(ended) => self.attempt_ended(id, ended),
+            Event::Ended(ended) => {
+                let since = self.works.get(id).and_then(|work| work.running_since);
+                let took = since.map_or(Duration::ZERO, |since| self.now.duration_since(since));
+                self.wiring.meters.handler.record(took.as_secs_f64());
+                self.attempt_ended(id, ended)
+            }
             Event::Probed(probe) => self.probed(id, probe),
         }
     }

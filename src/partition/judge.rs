@@ -169,19 +169,18 @@ impl Partition {
 
     /// A policy gives up on this message, not on its token: the outcome is recorded under its position, and looked
     /// up there first, so that a redelivery of it is silent too.
+    ///
+    /// Its token stays in the index until that is durable. Otherwise: 10 is refused, 12 of the same token runs and is
+    /// recorded, the process dies, 10 comes again and finds its token closed at 12, which reads as a redelivery, and
+    /// nobody ever dead-letters 10.
     fn refuse(&mut self, id: WorkId, reason: Reason, error: String) {
-        self.leave_index(id);
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
         let position = self.wiring.extractor.position(&work.raw());
-        work.keys = Keys::One(position);
+        work.refused = Some(Box::new(std::mem::replace(&mut work.keys, Keys::One(position))));
         work.policy = Some((reason, error));
-        let behind = std::mem::take(&mut work.behind);
         self.enter(id);
-        for waiter in behind {
-            self.enter(waiter);
-        }
     }
 
     /// What later messages of the token are compared with.
@@ -269,7 +268,8 @@ impl Partition {
     /// Takes every key that this work holds out of the index.
     pub(super) fn leave_index(&mut self, id: WorkId) {
         let Some(work) = self.works.get(id) else { return };
-        for key in work.keys.as_slice() {
+        let refused = work.refused.as_ref().map_or(&[][..], |keys| keys.as_slice());
+        for key in work.keys.as_slice().iter().chain(refused) {
             if let hashbrown::hash_map::Entry::Occupied(entry) = self.index.entry(*key)
                 && *entry.get() == Holder::Work(id)
             {

@@ -19,6 +19,7 @@ mod admit;
 mod begin;
 mod ended;
 mod judge;
+mod leave;
 mod record;
 mod restore;
 #[cfg(all(test, feature = "testing"))]
@@ -27,6 +28,7 @@ mod work;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
@@ -49,6 +51,7 @@ use crate::ledger::{CommitPoint, Ledger};
 use crate::limits::Budget;
 use crate::message::Batch;
 use crate::metrics::{PartitionMeters, PartitionReading, TopicMeters};
+use crate::pulse::Pulse;
 use crate::store::lookups::{Answer, Loading, Lookups};
 use crate::store::{Changes, Known, PartitionId};
 use crate::token::{Extractor, TokenKey};
@@ -75,6 +78,10 @@ pub(crate) struct Wiring {
     pub(crate) seed: u64,
     /// Starts in a row of this store that ended without a clean shutdown.
     pub(crate) unclean_starts: u32,
+    /// The poll thread's, or whoever stands in for it.
+    pub(crate) pulse: Pulse,
+    /// The window is past `window_bytes` and nothing may be shed: the topic stops taking.
+    pub(crate) window_full: AtomicBool,
 }
 
 /// One assignment, as its task is started for it.
@@ -124,6 +131,9 @@ const SUBMITTED_MAX: usize = 2;
 
 /// Look-ups of one partition on their way at once.
 const ASKED_MAX: usize = 2;
+
+/// How often a task that found the pulse stale looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// See the module.
 pub(crate) struct Partition {
@@ -181,10 +191,27 @@ pub(crate) struct Partition {
 
     batches: mpsc::Receiver<Batch>,
     control: watch::Receiver<Control>,
-    draining: Option<Instant>,
-    /// Held messages on their way from the store, to be dead-lettered because the partition goes.
-    moving: Option<Loading>,
+    draining: Option<Draining>,
+    /// Held messages on their way from the store, to be given up.
+    leaving: Option<(Leaving, Loading)>,
     stopped: Option<Error>,
+}
+
+/// A drain under way.
+#[derive(Debug, Clone, Copy)]
+struct Draining {
+    deadline: Instant,
+    /// The partition goes to another member, and with it what is held.
+    revoked: bool,
+}
+
+/// Why held messages are given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// Their partition goes to another member.
+    Moved,
+    /// They are held for longer than `held_age`.
+    TooOld,
 }
 
 /// What wakes a partition task.
@@ -200,7 +227,7 @@ enum Wake {
     ),
     Attempt(WorkId, crate::attempt::Event),
     Sent(WorkId, Result<(), broker::Error>),
-    Moved(Result<Result<Known, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
+    Loaded(Result<Result<Known, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
     Timer,
     Batch(Option<Batch>),
 }
@@ -276,7 +303,7 @@ impl Partition {
             batches,
             control,
             draining: None,
-            moving: None,
+            leaving: None,
             stopped: None,
             wiring,
         };
@@ -302,6 +329,10 @@ impl Partition {
     async fn serve(&mut self) -> Result<(), Stop> {
         loop {
             self.now = clock::now();
+            if self.wiring.pulse.is_stale(self.now) {
+                self.wait_for_the_pulse().await?;
+                continue;
+            }
             self.advance()?;
             if self.is_finished()? {
                 return Ok(());
@@ -313,14 +344,28 @@ impl Partition {
                 Wake::Judged(answer) => self.judged(answer)?,
                 Wake::Attempt(id, event) => self.attempt_event(id, event)?,
                 Wake::Sent(id, result) => self.sent(id, result),
-                Wake::Moved(known) => {
-                    self.moving = None;
-                    self.moved(known.map_err(|_| gone())?)?;
+                Wake::Loaded(known) => {
+                    let why = self.leaving.take().map(|(why, _)| why);
+                    let known = known.map_err(|_| gone())?;
+                    self.leave(why, known.map_err(|error| Stop::Error(Error::Store(error)))?);
                 }
                 Wake::Timer => {}
                 Wake::Batch(Some(batch)) => self.admit(batch),
                 Wake::Batch(None) => self.drain(self.now, false),
             }
+        }
+    }
+
+    /// The process stood still for longer than a session: nothing is started and no handler is polled until the poll
+    /// thread has turned, which ends this assignment where the partition is lost.
+    async fn wait_for_the_pulse(&mut self) -> Result<(), Stop> {
+        tokio::select! {
+            biased;
+            changed = self.control.changed() => match changed {
+                Ok(()) => self.controlled(),
+                Err(_) => Err(Stop::Fenced),
+            },
+            () = clock::sleep_until(self.now + LOOK_AGAIN) => Ok(()),
         }
     }
 
@@ -334,6 +379,7 @@ impl Partition {
         self.drain_attempt_events()?;
         self.ask();
         self.fill_slots()?;
+        self.give_up_moved();
         self.publish();
         self.submit();
         self.give_back_budget();
@@ -345,13 +391,13 @@ impl Partition {
         let due = self.next_due();
         let attempts = &mut self.attempts;
         let asked = &mut self.asked;
-        let moving = &mut self.moving;
+        let leaving = &mut self.leaving;
         tokio::select! {
             biased;
             changed = self.control.changed() => Wake::Control(changed.is_ok()),
             () = self.acks.changed(), if !self.submitted.is_empty() => Wake::Durable,
             answer = async { match asked.front_mut() { Some(asked) => (&mut asked.answer).await, None => std::future::pending().await } } => Wake::Judged(answer),
-            known = async { match moving { Some(loading) => loading.await, None => std::future::pending().await } } => Wake::Moved(known),
+            known = async { match leaving { Some((_, loading)) => loading.await, None => std::future::pending().await } } => Wake::Loaded(known),
             (id, event) = std::future::poll_fn(|cx| attempts.poll_event(cx)) => Wake::Attempt(id, event),
             Some((id, result)) = self.sending.next(), if !self.sending.is_empty() => Wake::Sent(id, result),
             batch = self.batches.recv(), if takes => Wake::Batch(batch),
@@ -376,8 +422,8 @@ impl Partition {
             && self.stopped.is_none()
             && self.letters_failing == 0
             && self.asked.len() < ASKED_MAX
-            && self.held < self.wiring.limits.held
-            && (self.held_bytes as u64) < self.wiring.limits.held_bytes.0
+            && !self.wiring.budget.is_held_full()
+            && !self.wiring.window_full.load(Ordering::Relaxed)
             && self.ledger.len() < self.wiring.limits.in_flight
     }
 
@@ -386,13 +432,10 @@ impl Partition {
         if let Some((timer, _)) = self.timers.first() {
             due = due.min(*timer);
         }
-        self.draining.map_or(due, |deadline| {
-            if deadline > self.now {
-                due.min(deadline)
-            } else {
-                due
-            }
-        })
+        match self.draining {
+            Some(Draining { deadline, .. }) if deadline > self.now => due.min(deadline),
+            _ => due,
+        }
     }
 
     fn fire_timers(&mut self) {
@@ -418,21 +461,22 @@ impl Partition {
     /// Takes nothing more; what was begun and not started is un-begun.
     fn drain(&mut self, deadline: Instant, revoked: bool) {
         if self.draining.is_none() {
-            self.draining = Some(deadline);
+            self.draining = Some(Draining { deadline, revoked });
             self.unbegin();
-            if revoked {
-                self.move_held();
-            }
         }
     }
 
     /// Whether the task has nothing left that it may finish.
     fn is_finished(&mut self) -> Result<bool, Stop> {
         let busy_on_disk = !self.submitted.is_empty() || !self.changes.is_empty();
-        if let Some(deadline) = self.draining {
+        if let Some(Draining { deadline, revoked }) = self.draining {
+            // Asked each time: what still ran when the drain began may have been held since.
+            if revoked {
+                self.load_leaving(Leaving::Moved);
+            }
             let busy = busy_on_disk
                 || self.running > 0
-                || self.moving.is_some()
+                || self.leaving.is_some()
                 || !self.sending.is_empty()
                 || self.has_waiting_ends();
             if busy && self.now < deadline {
@@ -485,6 +529,18 @@ impl Partition {
         });
     }
 
+    fn count_held(&mut self, bytes: usize) {
+        self.held += 1;
+        self.held_bytes += bytes;
+        self.wiring.budget.hold(bytes);
+    }
+
+    fn uncount_held(&mut self, bytes: usize) {
+        self.held -= 1;
+        self.held_bytes -= bytes;
+        self.wiring.budget.let_go(1, bytes);
+    }
+
     fn give_back_budget(&mut self) {
         if self.released_budget > 0 {
             self.wiring.budget.give_back(self.released_budget);
@@ -508,6 +564,7 @@ impl Partition {
             .budget
             .give_back(in_flight + undelivered + self.released_budget);
         self.released_budget = 0;
+        self.wiring.budget.let_go(self.held, self.held_bytes);
         self.accounts.release();
         self.show();
     }

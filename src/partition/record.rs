@@ -7,7 +7,7 @@
 use futures_util::FutureExt as _;
 
 use super::work::{Ending, Holder, OpenId, Origin, Phase, Resting, RestingState, WorkId};
-use super::{Partition, Stop, Submitted};
+use super::{Leaving, Partition, Stop, Submitted};
 use crate::accounts::Account;
 use crate::broker;
 use crate::clock;
@@ -102,8 +102,7 @@ impl Partition {
         work.held_behind = behind;
         work.held_for = Some(why);
         let message = Kept::copy_of(&work.raw());
-        self.held += 1;
-        self.held_bytes += message.bytes();
+        self.count_held(message.bytes());
         if let Some(open) = self.open_record(
             id,
             Stage::Held {
@@ -231,10 +230,11 @@ impl Partition {
             }
             Origin::Restored => {
                 self.accounts.shift(Account::Held, account);
-                self.held = self.held.saturating_sub(1);
-                self.held_bytes = self.held_bytes.saturating_sub(Kept::copy_of(&work.raw()).bytes());
+                self.uncount_held(Kept::copy_of(&work.raw()).bytes());
             }
         }
+        // Where the token itself was not decided, there is nothing to share.
+        let closed = closed.filter(|_| work.refused.is_none());
         for waiter in work.behind {
             let Some(waiting) = self.works.get(waiter) else {
                 continue;
@@ -342,6 +342,7 @@ impl Partition {
             self.publish_due = self.now + self.wiring.commit_every;
             self.publish_now = true;
             self.show();
+            self.load_leaving(Leaving::TooOld);
         }
         if !self.publish_now || self.is_published() || self.submitted.len() >= super::SUBMITTED_MAX {
             return;

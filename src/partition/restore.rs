@@ -1,12 +1,11 @@
-//! Restore: what the store knows of a partition when it is assigned, and what becomes of held work when it goes.
+//! Restore: what the store knows of a partition when it is assigned.
 
 use std::sync::Arc;
 
+use super::Partition;
 use super::work::{Ending, Holder, Keys, Origin, Phase, Resting, RestingState, Work};
-use super::{Partition, Stop};
 use crate::accounts::Account;
 use crate::clock;
-use crate::error::Error;
 use crate::outcome::{End, HeldFor, Open, Reason, Stage, Stored, Verdict};
 use crate::store::Known;
 
@@ -51,10 +50,7 @@ impl Partition {
                     match verdict {
                         Some(verdict) => self.carry_out(&open, *verdict),
                         None if too_old => {
-                            let error = format!(
-                                "held for {} ms, `held_age` is {held_age_ms} ms",
-                                wall_ms - open.since_ms
-                            );
+                            let error = self.held_for_too_long(open.since_ms);
                             self.give_up_restored(&open, Reason::HeldTooLong, error);
                         }
                         None => self.rest_or_follow(&open, why),
@@ -81,8 +77,7 @@ impl Partition {
 
     fn count_restored(&mut self, open: &Open) {
         self.accounts.restore(1);
-        self.held += 1;
-        self.held_bytes += open.bytes();
+        self.count_held(open.bytes());
     }
 
     /// Held behind a token whose own record is being carried out: it follows as work, to be judged by the outcome.
@@ -150,14 +145,14 @@ impl Partition {
         }
     }
 
-    fn give_up_restored(&mut self, open: &Open, reason: Reason, error: String) {
+    pub(super) fn give_up_restored(&mut self, open: &Open, reason: Reason, error: String) {
         if let Some(id) = self.revive(open, Phase::Judging) {
             self.give_up(id, reason, error);
         }
     }
 
     /// Makes work of an open record that carries its message.
-    fn revive(&mut self, open: &Open, phase: Phase) -> Option<usize> {
+    pub(super) fn revive(&mut self, open: &Open, phase: Phase) -> Option<usize> {
         let (Stage::Held { message, .. }
         | Stage::Settling { message, .. }
         | Stage::Begun {
@@ -182,12 +177,14 @@ impl Partition {
             attempts: open.attempts,
             since_ms: open.since_ms,
             started: None,
+            running_since: None,
             open_at: Some((keys.first(), open.offset)),
             may_have_applied: false,
             in_doubt: false,
             suspect: false,
             fingerprint: open.fingerprint,
             policy: None,
+            refused: None,
             behind: Vec::new(),
             ending: None,
             closing: None,
@@ -199,51 +196,6 @@ impl Partition {
             self.index.entry(*key).or_insert(Holder::Work(id));
         }
         Some(id)
-    }
-}
-
-impl Partition {
-    /// The partition goes to another member: what is held here below the commit point goes to the dead-letter topic,
-    /// because nobody else has it; what is held above it is dropped, because Kafka delivers it again.
-    pub(super) fn move_held(&mut self) {
-        if self
-            .resting
-            .iter()
-            .any(|(_, resting)| matches!(resting.state, RestingState::Held(_)))
-        {
-            self.moving = Some(self.wiring.lookups.load(self.id));
-        }
-    }
-
-    /// The held messages, with their bytes.
-    pub(super) fn moved(&mut self, known: Result<Known, crate::store::Error>) -> Result<(), Stop> {
-        let known = known.map_err(|error| Stop::Error(Error::Store(error)))?;
-        let commit_point = self.ledger.commit_point().next;
-        for open in known.open {
-            if !matches!(open.stage, Stage::Held { .. }) {
-                continue;
-            }
-            let resting = self
-                .resting
-                .iter()
-                .find(|(_, r)| r.offset == open.offset && r.keys.as_slice() == open.keys);
-            let Some(found) = resting.map(|(found, _)| found) else {
-                continue;
-            };
-            self.resting.remove(found);
-            for key in &open.keys {
-                if self.index.get(key) == Some(&Holder::Resting(found)) {
-                    self.index.remove(key);
-                }
-            }
-            if open.offset.0 < commit_point.0 {
-                let error = "held here when its partition went to another member".to_owned();
-                self.give_up_restored(&open, Reason::Moved, error);
-            } else if let Some(key) = open.keys.first() {
-                self.changes.removed.push((*key, open.offset));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -116,6 +116,8 @@ pub(super) struct Work {
     pub(super) since_ms: i64,
     /// When its first attempt here started.
     pub(super) started: Option<Instant>,
+    /// When its latest attempt here started.
+    pub(super) running_since: Option<Instant>,
     /// The open record that this work has to remove when it ends: its name and offset.
     pub(super) open_at: Option<(TokenKey, Offset)>,
     /// An earlier attempt may have applied something.
@@ -127,6 +129,8 @@ pub(super) struct Work {
     pub(super) fingerprint: Option<Fingerprint>,
     /// What a policy says of it, once it is known to be new.
     pub(super) policy: Option<(Reason, String)>,
+    /// The keys of its token, where a policy refused it and it goes by its position.
+    pub(super) refused: Option<Box<Keys>>,
     /// Messages of its token that wait for its outcome, in offset order.
     pub(super) behind: Vec<WorkId>,
     /// The end whose letter is to be sent first.

@@ -2,6 +2,7 @@
 //! that it did to the outside.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use crate::limits::{Budget, Waker};
 use crate::message::{BatchBuilder, Kept, NextOffset, Offset};
 use crate::metrics::TopicMeters;
 use crate::partition::Wiring;
+use crate::pulse::Pulse;
 use crate::store::lookups::Lookups;
 use crate::store::memory::MemoryStore;
 use crate::store::{PartitionId, Store, TopicSpec};
@@ -109,6 +111,7 @@ pub(crate) struct Rig {
     committed: BTreeMap<i32, Committed>,
     process: Option<Process>,
     started: bool,
+    pub(crate) pulse: Pulse,
 }
 
 struct Process {
@@ -139,6 +142,8 @@ impl Rig {
             log: BTreeMap::new(),
             committed: BTreeMap::new(),
             process: None,
+            // The rig has no poll thread that could stand still; a test of that puts its own here.
+            pulse: Pulse::new(crate::clock::now(), Duration::MAX),
         }
     }
 
@@ -176,11 +181,7 @@ impl Rig {
         self.started = true;
         let store: Arc<dyn Store> = Arc::clone(&self.store) as Arc<dyn Store>;
         let commits = Commits::default();
-        let budget = Budget::new(
-            self.limits.in_flight,
-            self.limits.in_flight_bytes.0 as usize,
-            Waker::new(|| {}),
-        );
+        let budget = Budget::new(&self.limits, Waker::new(|| {}));
         let wiring = Wiring {
             topic: self.topic.as_str().into(),
             policy: self.policy.clone(),
@@ -203,6 +204,8 @@ impl Rig {
             meters: TopicMeters::new(&self.topic),
             seed: 7,
             unclean_starts: store.past().unclean,
+            pulse: self.pulse.clone(),
+            window_full: AtomicBool::new(false),
         };
         let id = store.topic(&self.topic)?;
         let (failures, failed) = mpsc::unbounded_channel();
@@ -214,6 +217,7 @@ impl Rig {
             clock: self.clock.clone(),
             cold: self.cold,
             start: Start::Earliest,
+            deleted: crate::config::Deleted::Refuse,
             runtime: Handle::current(),
             failures,
         };

@@ -1,10 +1,17 @@
 //! Kafka, through rdkafka: the one folder that names the client library.
 //!
-//! `consumer.rs` is the poll thread, `producer.rs` sends dead letters, `admin.rs` asks about topics and the cluster.
+//! `consumer.rs` is the poll thread; `rebalance.rs` is what it does when partitions come and go, `callbacks.rs` what it is
+//! told, `take.rs` how it takes messages, `signal.rs` what wakes it, `properties.rs` how it is set up. `producer.rs` sends
+//! dead letters, `admin.rs` asks about topics and the cluster.
 
 pub(crate) mod admin;
+mod callbacks;
 pub(crate) mod consumer;
 pub(crate) mod producer;
+pub(crate) mod properties;
+mod rebalance;
+pub(crate) mod signal;
+mod take;
 
 use std::time::Duration;
 

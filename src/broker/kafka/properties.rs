@@ -1,0 +1,88 @@
+//! The consumer's properties: what hapax sets itself, and what follows from them.
+
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+
+use crate::config::Settings;
+
+/// librdkafka's defaults, where the user states nothing.
+const SESSION: Duration = Duration::from_secs(45);
+const HEARTBEAT: Duration = Duration::from_secs(3);
+
+/// Bounds of one partition's prefetch: below the first a fetch brings single messages, above the second nothing is
+/// gained.
+const PREFETCH_KIB: std::ops::RangeInclusive<u64> = 64..=8_192;
+
+/// The consumer's own properties; the user cannot set these. `partitions` is how many it may come to own.
+pub(super) fn consumer_config(settings: &Settings, partitions: usize) -> ClientConfig {
+    let mut config = super::client_config(settings);
+    config.set("group.id", &settings.group);
+    config.set("enable.auto.commit", "false");
+    config.set("enable.auto.offset.store", "false");
+    // Every start is an explicit offset. Where it is out of the log's range somebody has to decide.
+    config.set("auto.offset.reset", "error");
+    config.set("statistics.interval.ms", "5000");
+    if config.get("partition.assignment.strategy").is_none()
+        && config.get("group.protocol") != Some("consumer")
+    {
+        config.set("partition.assignment.strategy", "cooperative-sticky");
+    }
+    // Both count per partition once queues are split: the defaults would be 64 MiB for each of them. What is
+    // prefetched waits beside what is in flight, within the same bound once more.
+    let share = settings.limits.in_flight_bytes.0 / 1_024 / partitions.max(1) as u64;
+    let kib = share.clamp(*PREFETCH_KIB.start(), *PREFETCH_KIB.end());
+    config.set("queued.max.messages.kbytes", kib.to_string());
+    let messages = (100_000 / partitions.max(1)).max(1_000);
+    config.set("queued.min.messages", messages.to_string());
+    config
+}
+
+/// How long this process may stand still before its partitions count as lost: the group's session less one heartbeat,
+/// since the last one that the group saw may be that old.
+pub(crate) fn session_max(settings: &Settings) -> Duration {
+    let stated = |name: &str, default| {
+        let text = settings.kafka.get(name).and_then(|text| text.trim().parse().ok());
+        text.map_or(default, Duration::from_millis)
+    };
+    let session = stated("session.timeout.ms", SESSION);
+    let heartbeat = stated("heartbeat.interval.ms", HEARTBEAT);
+    session.saturating_sub(heartbeat).max(session / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Durability, Properties};
+
+    fn settings(kafka: &[(&str, &str)]) -> Settings {
+        let mut settings = Settings::new("g", "b:1", "s", Durability::Local);
+        settings.kafka = kafka.iter().copied().collect::<Properties>();
+        settings
+    }
+
+    #[test]
+    fn the_prefetch_is_divided_by_the_partitions() {
+        let kib = |partitions| {
+            let config = consumer_config(&settings(&[]), partitions);
+            config
+                .get("queued.max.messages.kbytes")
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        };
+        assert_eq!(kib(1), 8_192);
+        assert_eq!(kib(64), 1_024);
+        assert_eq!(kib(100_000), 64);
+    }
+
+    #[test]
+    fn a_freeze_counts_from_the_session_less_a_heartbeat() {
+        let seconds = Duration::from_secs;
+        assert_eq!(session_max(&settings(&[])), seconds(42));
+        assert_eq!(
+            session_max(&settings(&[("session.timeout.ms", "2000")])),
+            seconds(1)
+        );
+    }
+}

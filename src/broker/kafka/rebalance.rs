@@ -1,0 +1,334 @@
+//! Rebalances: partitions that come, are decided about, served, drained, and go.
+//!
+//! Coming: ask the broker what it has of them → decide where each starts and note it durably → split its queue, assign →
+//! commit once with this store's mark → serve, when the broker has acknowledged that. Going: drain → commit → clear the
+//! fence → unassign. Nothing here blocks for longer than one question to the broker.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, RebalanceProtocol};
+use rdkafka::error::KafkaResult;
+use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+
+use super::callbacks::{Answered, Callbacks, Event};
+use super::consumer::PollThread;
+use super::take::Queue;
+use super::{ANSWER_MAX, unreachable};
+use crate::assignments::{Facts, Prepared};
+use crate::broker::{self, CommitMark, Committed};
+use crate::clock::{self, Instant};
+use crate::error::Error;
+use crate::message::NextOffset;
+use crate::store::PartitionId;
+
+/// How long hapax goes on asking what it must know of a partition before it says that nobody answers.
+const ASK_MAX: Duration = Duration::from_secs(120);
+
+/// A question that failed at once is asked again after this.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// A first commit that nobody has answered is sent again after this.
+const COMMIT_AGAIN: Duration = Duration::from_secs(5);
+
+/// What is decided is recorded even past the budget of a drain: the disk has this much longer, and after that the
+/// broker as much again to acknowledge the last commit.
+const PAST_DRAIN: Duration = Duration::from_secs(5);
+
+/// A log that ends before the committed offset may belong to a leader that has only just taken over.
+const END_ASKED_MAX: usize = 20;
+
+/// A partition that is assigned, and is served once its first commit is acknowledged.
+pub(super) struct First {
+    prepared: Prepared,
+    /// When that commit is sent, or sent again.
+    due: Instant,
+}
+
+impl First {
+    pub(super) const fn id(&self) -> PartitionId {
+        self.prepared.id
+    }
+}
+
+/// What this process holds of partitions that are another's.
+pub(super) enum Strays {
+    /// Nobody knows yet which are ours.
+    Unknown,
+    /// They go to the dead-letter topic.
+    Moving(Vec<PartitionId>),
+    /// There are none.
+    Gone,
+}
+
+impl PollThread {
+    pub(super) fn apply(&mut self, event: Event) -> Result<(), Error> {
+        match event {
+            Event::Assigned(partitions) => self.assigned(partitions),
+            Event::Revoked { partitions, lost } => self.revoked(&partitions, lost),
+        }
+    }
+
+    fn assigned(&mut self, partitions: Vec<(String, i32)>) -> Result<(), Error> {
+        self.end_strays_among(&partitions)?;
+        let facts = self.facts(&partitions)?;
+        let mut list = TopicPartitionList::new();
+        for ((topic, partition), facts) in partitions.into_iter().zip(facts) {
+            let Some(id) = self.assignments.id(&topic, partition) else {
+                continue;
+            };
+            match self.assignments.prepare(id, &facts) {
+                Ok(prepared) => {
+                    let Some(mut queue) = self.consumer.split_partition_queue(&topic, partition) else {
+                        return Err(Error::Internal(format!("{topic}[{partition}] has no queue")));
+                    };
+                    let signal = Arc::clone(&self.signal);
+                    queue.set_nonempty_callback(move || signal.raise());
+                    let start = KafkaOffset::Offset(prepared.start.next.0);
+                    list.add_partition_offset(&topic, partition, start)
+                        .map_err(fatal)?;
+                    self.queues.push(Queue {
+                        topic: topic.as_str().into(),
+                        id,
+                        queue,
+                    });
+                    let due = clock::now();
+                    self.uncommitted.push(First { prepared, due });
+                }
+                Err(Error::Broker(refusal)) if refusal.is_refusal() => {
+                    tracing::error!("{refusal}");
+                    self.refused.push((topic, partition));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.reported_cold.send_replace(self.refused.len());
+        let applied = match self.consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => self.consumer.incremental_assign(&list),
+            _ => self.consumer.assign(&list),
+        };
+        applied.map_err(|error| fatal(error).into())
+    }
+
+    /// What the broker knows of the partitions. What it cannot say yet is asked again: to fall back to the start of the
+    /// log would run everything again.
+    fn facts(&mut self, partitions: &[(String, i32)]) -> Result<Vec<Facts>, Error> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut list = TopicPartitionList::new();
+        for (topic, partition) in partitions {
+            list.add_partition(topic, *partition);
+        }
+        let committed = self.ask("asking for committed offsets", |consumer, at_most| {
+            consumer.committed_offsets(list.clone(), at_most)
+        })?;
+        let mut facts = Vec::with_capacity(partitions.len());
+        for (topic, partition) in partitions {
+            let found = committed.find_partition(topic, *partition);
+            let committed = found.and_then(|element| match element.offset() {
+                KafkaOffset::Offset(next) => Some(Committed {
+                    next: NextOffset(next),
+                    mark: CommitMark::from_metadata(element.metadata()),
+                }),
+                _ => None,
+            });
+            let least = committed.as_ref().map_or(0, |committed| committed.next.0);
+            let (low, high) = self.log_ends(topic, *partition, least)?;
+            facts.push(Facts { committed, low, high });
+        }
+        Ok(facts)
+    }
+
+    fn log_ends(&mut self, topic: &str, partition: i32, least: i64) -> Result<(i64, i64), Error> {
+        let mut asked = 0;
+        loop {
+            let (low, high) = self.ask("asking for the ends of the log", |consumer, at_most| {
+                consumer.fetch_watermarks(topic, partition, at_most)
+            })?;
+            asked += 1;
+            if high >= least || asked >= END_ASKED_MAX || self.signal.is_stopping() {
+                return Ok((low, high));
+            }
+            self.signal.wait(ASK_AGAIN);
+        }
+    }
+
+    fn ask<T>(
+        &mut self,
+        what: &'static str,
+        question: impl Fn(&BaseConsumer<Callbacks>, Duration) -> KafkaResult<T>,
+    ) -> Result<T, Error> {
+        // One question must not look like a freeze.
+        let at_most = ANSWER_MAX.min(self.pulse.session_max() / 2);
+        let since = clock::now();
+        loop {
+            match question(&self.consumer, at_most) {
+                Ok(answer) => {
+                    self.turned();
+                    return Ok(answer);
+                }
+                Err(error) if self.signal.is_stopping() || clock::now() > since + ASK_MAX => {
+                    return Err(unreachable(&self.settings, what)(error).into());
+                }
+                Err(error) => {
+                    self.turned();
+                    tracing::warn!(why = %crate::error::chain(&error), "{what} failed, asking again");
+                    self.signal.wait(ASK_AGAIN);
+                }
+            }
+        }
+    }
+
+    /// Before its first handler an owner commits once, with its store's mark: whoever comes after this one, even
+    /// after a crash, sees that another store has served the partition (schedule 10).
+    pub(super) fn commit_first(&mut self) {
+        let now = clock::now();
+        let mut points = Vec::new();
+        for first in self.uncommitted.iter_mut().filter(|first| first.due <= now) {
+            first.due = now + COMMIT_AGAIN;
+            points.push((first.prepared.id, first.prepared.start));
+        }
+        if let Err(error) = self.commit(&points, CommitMode::Async) {
+            self.consumer.context().note_kick(&error);
+            tracing::warn!(why = %crate::error::chain(&error), "the first commit of an assignment is tried again");
+        }
+    }
+
+    /// What the broker said of a commit. A partition whose first one is acknowledged is served from here on.
+    pub(super) fn answered(&mut self, answered: &Answered) {
+        let Some(id) = self.assignments.id(&answered.topic, answered.partition) else {
+            return;
+        };
+        let of_first = |first: &First| first.prepared.id == id && first.prepared.start.next == answered.next;
+        if let Some(place) = self.uncommitted.iter().position(of_first) {
+            if answered.accepted {
+                let First { prepared, .. } = self.uncommitted.swap_remove(place);
+                self.assignments.serve(prepared);
+            } else if let Some(first) = self.uncommitted.get_mut(place) {
+                first.due = clock::now() + ASK_AGAIN;
+            }
+            return;
+        }
+        self.assignments
+            .commits()
+            .answered(id, answered.next, answered.accepted);
+        if answered.accepted {
+            crate::crash::point("after-commit");
+        }
+    }
+
+    fn revoked(&mut self, partitions: &[(String, i32)], lost: bool) -> Result<(), Error> {
+        let ids: Vec<_> = partitions
+            .iter()
+            .filter_map(|(t, p)| self.assignments.id(t, *p))
+            .collect();
+        self.uncommitted.retain(|first| !ids.contains(&first.id()));
+        if lost {
+            tracing::warn!(partitions = ids.len(), "partitions lost");
+        } else {
+            crate::crash::point("during-rebalance");
+            self.drain(&ids, true)?;
+        }
+        // The fence comes down before unassign: from there on another member may own the partition (Inv 5).
+        self.assignments.end(&ids);
+        self.queues.retain(|queue| !ids.contains(&queue.id));
+        let mut list = TopicPartitionList::new();
+        for (topic, partition) in partitions {
+            if !self.refused.contains(&(topic.clone(), *partition)) {
+                list.add_partition(topic, *partition);
+            }
+        }
+        self.refused.retain(|refused| !partitions.contains(refused));
+        self.reported_cold.send_replace(self.refused.len());
+        let applied = match self.consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => self.consumer.incremental_unassign(&list),
+            _ => self.consumer.unassign(),
+        };
+        applied.map_err(|error| fatal(error).into())
+    }
+
+    /// Lets what runs finish, up to the budget, while the main queue is served; then commits what is recorded.
+    pub(super) fn drain(&mut self, ids: &[PartitionId], revoked: bool) -> Result<(), Error> {
+        let deadline = self.assignments.drain(ids, self.settings.drain, revoked) + PAST_DRAIN;
+        while !self.assignments.are_drained(ids) && clock::now() < deadline {
+            self.serve_main_queue(Duration::from_millis(1))?;
+            if !self.turned() {
+                // Frozen in the middle of it: the partitions are another's by now, and nothing more is committed.
+                return Ok(());
+            }
+        }
+        let due = self.assignments.commits().take_last(ids);
+        crate::crash::point("before-commit");
+        if let Err(error) = self.commit(&due, CommitMode::Async) {
+            self.consumer.context().note_kick(&error);
+            tracing::warn!(why = %crate::error::chain(&error), "the commit of a drain was refused");
+            return Ok(());
+        }
+        // Recorded all the same where nobody answers: whoever comes next is delivered it again, and knows it where the
+        // store moves with it.
+        let deadline = clock::now() + PAST_DRAIN;
+        while self.assignments.commits().waits_for(ids) && clock::now() < deadline && self.turned() {
+            self.serve_main_queue(Duration::from_millis(1))?;
+        }
+        Ok(())
+    }
+
+    /// What was held here of partitions that have gone to another member while this process was away has no other
+    /// home. Known once the first assignment is served; what is ours and refused stays.
+    pub(super) fn move_strays(&mut self) -> Result<(), Error> {
+        match &self.strays {
+            Strays::Unknown if self.uncommitted.is_empty() && !self.assignments.ids().is_empty() => {
+                let refused = self.refused.iter();
+                let ours: Vec<_> = refused
+                    .filter_map(|(topic, partition)| self.assignments.id(topic, *partition))
+                    .collect();
+                let strays = self.assignments.move_strays(self.settings.drain, &ours)?;
+                self.strays = Strays::Moving(strays);
+            }
+            Strays::Moving(strays) if self.assignments.are_drained(strays) => {
+                let strays = strays.clone();
+                self.assignments.end(&strays);
+                self.strays = Strays::Gone;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A stray becomes ours after all: its task must be over before another one of the same partition starts.
+    fn end_strays_among(&mut self, partitions: &[(String, i32)]) -> Result<(), Error> {
+        let Strays::Moving(strays) = &mut self.strays else {
+            return Ok(());
+        };
+        let assignments = &self.assignments;
+        let assigned = |id: &PartitionId| {
+            partitions
+                .iter()
+                .any(|(topic, partition)| assignments.id(topic, *partition) == Some(*id))
+        };
+        let ending: Vec<_> = strays.extract_if(.., |id| assigned(id)).collect();
+        if !ending.is_empty() {
+            self.drain(&ending, true)?;
+            self.assignments.end(&ending);
+        }
+        Ok(())
+    }
+
+    /// What is still to be applied when the consumer closes: a revoke that was only noted would be waited for, for
+    /// ever.
+    pub(super) fn apply_at_close(&mut self) {
+        self.consumer.context().closing.store(true, Ordering::Release);
+        while let Some(event) = self.consumer.context().next_event() {
+            if let Event::Revoked { .. } = event {
+                // Whatever it says, the consumer is on its way out.
+                let _ = self.consumer.unassign();
+            }
+        }
+    }
+}
+
+fn fatal(error: rdkafka::error::KafkaError) -> broker::Error {
+    broker::Error::Fatal(crate::error::chain(&error))
+}

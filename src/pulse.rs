@@ -1,0 +1,74 @@
+//! The pulse of the poll thread: how a partition task notices that the whole process stood still.
+//!
+//! A process that is frozen (a stopped container, a suspended machine) for longer than its session has lost its
+//! partitions, and thaws believing that it owns them. Every thread goes on at the same moment: a task could start the
+//! next handler before the poll thread has looked at its clock. So a task that finds the pulse stale starts and polls
+//! nothing until the poll thread has turned once, and has either ended the assignment or found everything well.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::clock::Instant;
+
+/// Shared by the poll thread, which beats once a turn, and the partition tasks.
+#[derive(Debug, Clone)]
+pub(crate) struct Pulse(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    start: Instant,
+    last_ms: AtomicU64,
+    session_max: Duration,
+}
+
+impl Pulse {
+    /// A pulse that is stale once it is older than `session_max`.
+    pub(crate) fn new(now: Instant, session_max: Duration) -> Self {
+        Self(Arc::new(Inner {
+            start: now,
+            last_ms: AtomicU64::new(0),
+            session_max,
+        }))
+    }
+
+    /// How long the process may stand still before its partitions count as lost.
+    pub(crate) fn session_max(&self) -> Duration {
+        self.0.session_max
+    }
+
+    /// The poll thread turned. Returns how long that took since the last time.
+    pub(crate) fn beat(&self, now: Instant) -> Duration {
+        let now_ms = self.since_start(now);
+        let last_ms = self.0.last_ms.swap(now_ms, Ordering::AcqRel);
+        Duration::from_millis(now_ms.saturating_sub(last_ms))
+    }
+
+    /// Whether the poll thread has not turned for longer than a session lasts.
+    pub(crate) fn is_stale(&self, now: Instant) -> bool {
+        let age_ms = self
+            .since_start(now)
+            .saturating_sub(self.0.last_ms.load(Ordering::Acquire));
+        Duration::from_millis(age_ms) > self.0.session_max
+    }
+
+    fn since_start(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.0.start).as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_stale_after_the_session_and_fresh_after_the_next_beat() {
+        let start = crate::clock::now();
+        let pulse = Pulse::new(start, Duration::from_secs(6));
+        let at = |ms| start + Duration::from_millis(ms);
+        assert!(!pulse.is_stale(at(6_000)));
+        assert!(pulse.is_stale(at(6_001)));
+        assert_eq!(pulse.beat(at(6_001)), Duration::from_millis(6_001));
+        assert!(!pulse.is_stale(at(6_001)));
+    }
+}
