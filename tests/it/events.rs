@@ -39,7 +39,7 @@ impl Said {
 
 struct Kept {
     said: Mutex<Vec<Said>>,
-    /// `HAPAX_IT_LOG` is set: for whoever looks for the cause of a failure.
+    /// `IT_LOG` is set: for whoever looks for the cause of a failure.
     prints: bool,
 }
 
@@ -65,7 +65,7 @@ fn kept() -> &'static Kept {
     KEPT.get_or_init(|| {
         let kept: &'static Kept = Box::leak(Box::new(Kept {
             said: Mutex::default(),
-            prints: std::env::var_os("HAPAX_IT_LOG").is_some(),
+            prints: std::env::var_os("IT_LOG").is_some(),
         }));
         tracing::subscriber::set_global_default(Registry::default().with(Keeper(kept)))
             .expect("no other test sets a subscriber");

@@ -72,10 +72,10 @@ impl Frozen {
     fn start(orders: &Orders) -> Self {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "frozen::child", "--ignored", "--nocapture"])
-            .env("HAPAX_IT_BROKERS", &orders.brokers)
-            .env("HAPAX_IT_TOPIC", &orders.topic)
-            .env("HAPAX_IT_DIR", &orders.dir)
-            .env("HAPAX_IT_CLASS", orders.class.to_string())
+            .env("IT_BROKERS", &orders.brokers)
+            .env("IT_TOPIC", &orders.topic)
+            .env("IT_DIR", &orders.dir)
+            .env("IT_CLASS", orders.class.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
@@ -110,10 +110,10 @@ impl Drop for Frozen {
 async fn child() {
     let of = |name: &str| std::env::var(name).expect("started by a test of this file");
     let orders = Orders {
-        brokers: of("HAPAX_IT_BROKERS"),
-        topic: of("HAPAX_IT_TOPIC"),
-        dir: of("HAPAX_IT_DIR").into(),
-        class: if of("HAPAX_IT_CLASS") == Idempotent.to_string() {
+        brokers: of("IT_BROKERS"),
+        topic: of("IT_TOPIC"),
+        dir: of("IT_DIR").into(),
+        class: if of("IT_CLASS") == Idempotent.to_string() {
             Idempotent
         } else {
             NonIdempotent

@@ -61,9 +61,17 @@ impl Member {
     pub(crate) fn start(consumer: Consumer) -> Self {
         crate::events::listen();
         let (stop, stopped) = oneshot::channel::<()>();
-        let run = tokio::spawn(consumer.run_until(async move {
+        let running = consumer.run_until(async move {
             let _ = stopped.await;
-        }));
+        });
+        let run = tokio::spawn(async move {
+            let outcome = running.await;
+            if let Err(error) = &outcome {
+                // Whoever waits for what it does would only see that nothing comes.
+                eprintln!("a consumer ended: {}", hapax::error::chain(error));
+            }
+            outcome
+        });
         Self { stop, run }
     }
 
