@@ -5,14 +5,17 @@
 //! within a budget → commit → clear the fence → unassign. Lost: clear the fence, cancel, commit nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::accounts::{Accounts, Balance};
+use crate::attempt::panic_text;
 use crate::broker::{self, CommitMark, Committed};
 use crate::clock::{self, Clock, Instant};
 use crate::commits::Commits;
@@ -191,6 +194,7 @@ impl Assignments {
         changes.position = Some(Position {
             commit_point: start.next,
             time_ms: start.time_ms,
+            acknowledged_ms: start.time_ms,
             written_ms: self.clock.wall_ms(),
         });
         self.store.apply(&[changes])?;
@@ -275,7 +279,20 @@ impl Assignments {
         };
         let failures = self.failures.clone();
         let task = self.runtime.spawn(async move {
-            if let Err(error) = Partition::new(wiring, assignment).run().await {
+            let (topic, partition) = (Arc::clone(&wiring.topic), id.partition);
+            let served = async { Partition::new(wiring, assignment).run().await };
+            let ended = AssertUnwindSafe(served)
+                .catch_unwind()
+                .await
+                .unwrap_or_else(|panic| {
+                    // A closure of the user's that reads tokens, or an assertion of ours. A partition that stands still
+                    // in silence would be worse than a consumer that stops.
+                    let text = panic_text(&*panic);
+                    Err(Error::Internal(format!(
+                        "{topic}[{partition}] ended by a panic: {text}"
+                    )))
+                });
+            if let Err(error) = ended {
                 // Nobody listens any more where the consumer is stopping already.
                 let _ = failures.send(error);
             }
@@ -502,6 +519,7 @@ mod tests {
         Some(Position {
             commit_point: NextOffset(next),
             time_ms: Some(55),
+            acknowledged_ms: None,
             written_ms: 0,
         })
     }

@@ -118,6 +118,11 @@ impl Commits {
         }
     }
 
+    /// Partition time at the point that the broker has.
+    pub(crate) fn acknowledged_ms(&self, id: PartitionId) -> Option<i64> {
+        self.board().get(&id)?.acknowledged?.time_ms
+    }
+
     /// What the broker has, by partition: what deletion goes by.
     pub(crate) fn acknowledged(&self) -> Vec<(PartitionId, CommitPoint)> {
         self.board()

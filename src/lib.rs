@@ -29,7 +29,7 @@ pub mod record;
 #[cfg(all(feature = "rocks", feature = "kafka"))]
 mod runtime;
 pub mod store;
-#[cfg(all(feature = "rocks", feature = "kafka"))]
+#[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
 mod sweep;
 #[cfg(feature = "testing")]
 pub mod testing;

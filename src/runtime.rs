@@ -164,8 +164,8 @@ pub(crate) async fn run(
         failure.get_or_insert(error);
     }
     // The threads end with their last handle; the store closes when nobody can write to it any more.
-    drop(sweeper);
     let closing = tokio::task::spawn_blocking(move || {
+        drop(sweeper);
         let _ = (journal_thread.join(), lookups_thread.join());
         store.close()
     });

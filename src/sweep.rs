@@ -2,7 +2,9 @@
 //!
 //! A bucket goes when every partition of its topic is past it by the time at its *acknowledged* commit point: what
 //! Kafka can still deliver again is judged with that time (Inv 6). A partition that has left is waited for one window
-//! of the wall clock. A byte limit drops the oldest bucket that lies below every commit point, counted and shown.
+//! of the wall clock, counted from the start of this process, because downtime ages nothing; then its position is
+//! forgotten before its buckets go, so that it is cold if it comes back (Inv 8). A byte limit drops the oldest bucket
+//! that lies below every commit point, counted and shown.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -20,7 +22,20 @@ const EVERY: Duration = Duration::from_secs(5);
 
 /// The sweeper's thread, which ends when this is dropped.
 pub(crate) struct Sweeper {
-    _stop: mpsc::Sender<()>,
+    /// Closed by being dropped, which ends the thread.
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Sweeper {
+    /// Waits for a sweep that is under way: the thread holds the store, and its directory is free only without it.
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            // A sweeper that panicked has said so itself.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Sweeper {
@@ -33,17 +48,21 @@ impl Sweeper {
         clock: Clock,
     ) -> std::io::Result<Self> {
         let (stop, stopped) = mpsc::channel::<()>();
-        thread::Builder::new().name("hapax-sweep".into()).spawn(move || {
+        let thread = thread::Builder::new().name("hapax-sweep".into()).spawn(move || {
+            let started_ms = clock.wall_ms();
             while stopped.recv_timeout(EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
                 for (topic, wiring) in &topics {
-                    if let Err(error) = sweep(&*store, *topic, wiring, &commits, &clock) {
+                    if let Err(error) = sweep(&*store, *topic, wiring, &commits, &clock, started_ms) {
                         // Deletion is late, nothing else: the journal meets a broken store by itself.
                         tracing::warn!(topic = %wiring.topic, why = %crate::error::chain(&error), "the sweep failed");
                     }
                 }
             }
         })?;
-        Ok(Self { _stop: stop })
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 }
 
@@ -53,9 +72,11 @@ fn sweep(
     wiring: &Wiring,
     commits: &Commits,
     clock: &Clock,
+    started_ms: i64,
 ) -> Result<(), Error> {
     let window_ms = clock::millis(wiring.policy.window);
-    let Some(oldest_time) = oldest_time(store, topic, window_ms, commits, clock)? else {
+    let left_ms = clock.wall_ms().saturating_sub(window_ms);
+    let Some(oldest_time) = oldest_time(store, topic, commits, started_ms, left_ms)? else {
         return Ok(());
     };
     store.drop_buckets(topic, oldest_time.saturating_sub(window_ms))?;
@@ -105,25 +126,29 @@ fn note_full(wiring: &Wiring, bytes: u64) {
 fn oldest_time(
     store: &dyn Store,
     topic: TopicId,
-    window_ms: i64,
     commits: &Commits,
-    clock: &Clock,
+    started_ms: i64,
+    left_ms: i64,
 ) -> Result<Option<i64>, Error> {
-    let mut times: BTreeMap<PartitionId, Option<i64>> = BTreeMap::new();
-    for id in store.partitions()?.into_iter().filter(|id| id.topic == topic) {
-        let Some(position) = store.load_position(id)? else {
-            continue;
-        };
-        if clock.wall_ms().saturating_sub(position.written_ms) < window_ms {
-            times.insert(id, position.time_ms);
-        }
-    }
-    for (id, point) in commits
+    let mut times: BTreeMap<PartitionId, Option<i64>> = commits
         .acknowledged()
         .into_iter()
         .filter(|(id, _)| id.topic == topic)
-    {
-        times.insert(id, point.time_ms);
+        .map(|(id, point)| (id, point.time_ms))
+        .collect();
+    for id in store.partitions()?.into_iter().filter(|id| id.topic == topic) {
+        if times.contains_key(&id) {
+            continue;
+        }
+        let Some(position) = store.load_position(id)? else {
+            continue;
+        };
+        if position.written_ms.max(started_ms) <= left_ms {
+            store.forget_position(id)?;
+        } else {
+            // Not its position's own time: what the broker had not acknowledged comes again.
+            times.insert(id, position.acknowledged_ms);
+        }
     }
     let mut oldest = None;
     for time in times.into_values() {
@@ -131,4 +156,78 @@ fn oldest_time(
         oldest = Some(oldest.map_or(time, |oldest: i64| oldest.min(time)));
     }
     Ok(oldest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fence::{Fence, Gate};
+    use crate::ledger::CommitPoint;
+    use crate::message::NextOffset;
+    use crate::store::memory::MemoryStore;
+    use crate::store::{Changes, Position, TopicSpec};
+
+    const TOPIC: TopicId = TopicId(0);
+
+    fn id(partition: i32) -> PartitionId {
+        PartitionId {
+            topic: TOPIC,
+            partition,
+        }
+    }
+
+    fn store() -> MemoryStore {
+        let spec = TopicSpec {
+            name: "orders".into(),
+            window_ms: 400,
+        };
+        MemoryStore::new("g", &[spec])
+    }
+
+    fn put(store: &MemoryStore, partition: i32, time_ms: i64, acknowledged_ms: Option<i64>, written_ms: i64) {
+        let mut changes = Changes::new(id(partition));
+        changes.position = Some(Position {
+            commit_point: NextOffset(9),
+            time_ms: Some(time_ms),
+            acknowledged_ms,
+            written_ms,
+        });
+        store.apply(&[changes]).unwrap();
+    }
+
+    #[test]
+    fn what_the_broker_acknowledged_rules_and_the_slowest_partition_decides() {
+        let (store, commits) = (store(), Commits::default());
+        put(&store, 0, 9_000, Some(5_000), 1_000);
+        put(&store, 1, 9_000, Some(8_000), 1_000);
+        let oldest = |commits: &Commits| oldest_time(&store, TOPIC, commits, 1_000, 600).unwrap();
+        assert_eq!(
+            oldest(&commits),
+            Some(5_000),
+            "0 is not assigned yet: its last acknowledged time"
+        );
+        let point = CommitPoint {
+            next: NextOffset(9),
+            time_ms: Some(9_000),
+        };
+        commits.assign(id(0), &Gate::mint(Fence(0)), point);
+        assert_eq!(oldest(&commits), Some(8_000));
+        put(&store, 2, 9_000, None, 1_000);
+        assert_eq!(oldest(&commits), None, "nothing can be said of 2 yet");
+    }
+
+    /// Inv 6 and 8: downtime ages nothing, and whoever is swept is cold.
+    #[test]
+    fn a_partition_that_left_is_forgotten_one_window_after_the_start_and_not_before() {
+        let (store, commits) = (store(), Commits::default());
+        put(&store, 0, 9_000, Some(9_000), 0);
+        let oldest = |now_ms: i64| oldest_time(&store, TOPIC, &commits, 10_000, now_ms - 400).unwrap();
+        assert_eq!(
+            oldest(10_399),
+            Some(9_000),
+            "written long ago, but this process has only just started"
+        );
+        assert_eq!(oldest(10_400), None);
+        assert_eq!(store.load(id(0)).unwrap().position, None);
+    }
 }

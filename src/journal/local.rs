@@ -4,11 +4,13 @@
 //! group becomes durable the next one collects; nobody waits on a fixed tick. A write that fails is the end: nothing
 //! is dropped, nothing more is acknowledged, and the runtime stops with the reason (Inv 9).
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
 
 use super::{Failure, Journal, Submission};
+use crate::attempt::panic_text;
 use crate::fence::Gate;
 use crate::store::Store;
 
@@ -34,7 +36,19 @@ impl Local {
         let (submissions, inbox) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("hapax-journal".into())
-            .spawn(move || serve(&*store, &inbox, broken))?;
+            .spawn(move || {
+                let served = catch_unwind(AssertUnwindSafe(|| serve(&*store, &inbox)));
+                let why = match served {
+                    Ok(Ok(())) => return,
+                    Ok(Err(why)) => why,
+                    Err(panic) => format!("the journal's thread ended by a panic: {}", panic_text(&*panic)),
+                };
+                broken(why.clone());
+                // What is submitted from here on is refused until every handle is gone.
+                for submission in inbox {
+                    submission.acks.fail(Failure::Broken(why.clone()));
+                }
+            })?;
         Ok((Self { submissions }, thread))
     }
 }
@@ -49,23 +63,20 @@ impl Journal for Local {
     }
 }
 
-fn serve(store: &dyn Store, inbox: &mpsc::Receiver<Submission>, broken: impl FnOnce(String)) {
+/// Writes until every handle is gone, or says why it writes no more.
+fn serve(store: &dyn Store, inbox: &mpsc::Receiver<Submission>) -> Result<(), String> {
     let mut group = Vec::with_capacity(GROUP_MAX);
     while let Ok(first) = inbox.recv() {
         group.push(first);
         group.extend(inbox.try_iter().take(GROUP_MAX - 1));
         if let Err(why) = write(store, &mut group) {
-            for submission in group.drain(..).chain(inbox.try_iter()) {
+            for submission in group.drain(..) {
                 submission.acks.fail(Failure::Broken(why.clone()));
             }
-            broken(why.clone());
-            // What is submitted from here on is refused until every handle is gone.
-            for submission in inbox {
-                submission.acks.fail(Failure::Broken(why.clone()));
-            }
-            return;
+            return Err(why);
         }
     }
+    Ok(())
 }
 
 /// Writes one group; on success it is acknowledged and `group` is empty.

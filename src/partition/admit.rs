@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::work::{Holder, Keys, Origin, Phase, Work, WorkId};
 use super::{Asked, Partition};
 use crate::accounts::Account;
-use crate::config::{Concurrency, MissingToken};
+use crate::config::{Concurrency, MissingToken, Mode};
 use crate::ledger::{Admitted, Slot};
 use crate::message::{Batch, Raw};
 use crate::outcome::Reason;
@@ -86,6 +86,7 @@ impl Partition {
         keys.push(self.wiring.extractor.position(raw));
         match self.wiring.policy.missing_token {
             MissingToken::UseOffset => Ok(None),
+            _ if self.wiring.policy.mode == Mode::Observe => Ok(None),
             MissingToken::DeadLetter => Ok(Some((reason, text))),
             MissingToken::Stop => Err(format!("{text}, and `missing_token = \"stop\"`")),
         }
@@ -119,35 +120,56 @@ impl Partition {
     pub(super) fn enter(&mut self, id: WorkId) {
         let Some(work) = self.works.get(id) else { return };
         let keys = work.keys.clone();
+        match self.claim(id, &keys) {
+            None => self.ask_for(id, &keys, None),
+            Some(Holder::Work(first)) => self.wait_behind(id, first),
+            Some(Holder::Resting(open)) if self.is_about(open, id) => self.meets_resting(id, open),
+            // A lower offset of the same token may have been decided before that record was opened, and comes again
+            // because nothing was committed since: its own outcome answers for it, under its token or its position.
+            Some(Holder::Resting(_)) => {
+                let position = self
+                    .works
+                    .get(id)
+                    .map(|work| self.wiring.extractor.position(&work.raw()));
+                self.ask_for(id, &keys, position);
+            }
+        }
+    }
+
+    /// Enters every key that nobody holds, and returns who holds another: work in flight before a record at rest.
+    pub(super) fn claim(&mut self, id: WorkId, keys: &Keys) -> Option<Holder> {
         let mut holder = None;
         for key in keys.as_slice() {
             match self.index.entry(*key) {
-                hashbrown::hash_map::Entry::Occupied(entry) => {
-                    let found = *entry.get();
-                    if found != Holder::Work(id) && holder.is_none() {
-                        holder = Some(found);
+                hashbrown::hash_map::Entry::Occupied(entry) => match (*entry.get(), holder) {
+                    (Holder::Work(own), _) if own == id => {}
+                    (found, None) | (found @ Holder::Work(_), Some(Holder::Resting(_))) => {
+                        holder = Some(found)
                     }
-                }
+                    _ => {}
+                },
                 // Also where it waits behind another key: a third message that has only this one must wait for it.
                 hashbrown::hash_map::Entry::Vacant(entry) => {
                     entry.insert(Holder::Work(id));
                 }
             }
         }
-        match holder {
-            None => {
-                self.ask_keys.extend_from_slice(keys.as_slice());
-                self.ask_ids.push(id);
-                self.set_phase(id, Phase::Judging);
-            }
-            Some(Holder::Work(first)) => {
-                self.set_phase(id, Phase::Behind);
-                if let Some(first) = self.works.get_mut(first) {
-                    first.behind.push(id);
-                }
-            }
-            Some(Holder::Resting(open)) => self.meets_resting(id, open),
+        holder
+    }
+
+    pub(super) fn wait_behind(&mut self, id: WorkId, first: WorkId) {
+        self.set_phase(id, Phase::Behind);
+        if let Some(first) = self.works.get_mut(first) {
+            first.behind.push(id);
         }
+    }
+
+    fn ask_for(&mut self, id: WorkId, keys: &Keys, position: Option<TokenKey>) {
+        self.ask_keys.extend_from_slice(keys.as_slice());
+        self.ask_keys.extend(position);
+        let count = keys.as_slice().len() + usize::from(position.is_some());
+        self.ask_ids.push((id, count));
+        self.set_phase(id, Phase::Judging);
     }
 
     /// Hands the collected keys to the look-up thread, one question for all of them.

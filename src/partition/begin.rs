@@ -106,6 +106,15 @@ impl Partition {
     }
 
     fn prepared(&mut self, id: WorkId, decoded: Result<(), Undecoded>) -> Result<(), Stop> {
+        if self
+            .works
+            .get(id)
+            .is_none_or(|work| work.phase != Phase::Preparing)
+        {
+            // Given up meanwhile, because its partition goes.
+            self.attempts.discard(id);
+            return Ok(());
+        }
         match decoded {
             Ok(()) => {}
             Err(Undecoded::Error(DecodeError::Malformed(why))) => {
@@ -125,9 +134,15 @@ impl Partition {
                 return Ok(());
             }
         }
-        let Some(work) = self.works.get(id) else {
+        let Some(work) = self.works.get_mut(id) else {
             return Ok(());
         };
+        if self.draining.is_some() {
+            // Its decoder had to wait, and meanwhile the partition began to go: nothing more is begun.
+            work.phase = Phase::Ready;
+            self.attempts.discard(id);
+            return Ok(());
+        }
         if self.wiring.policy.class.is_guarded() || work.suspect {
             self.begin(id);
             return Ok(());
@@ -287,7 +302,10 @@ impl Partition {
             return;
         }
         work.phase = Phase::Ready;
-        if let Some(name) = work.open_at.take() {
+        if work.origin == Origin::Restored {
+            // Its record is the only copy of the message.
+            self.write_begun(id, true);
+        } else if let Some(name) = work.open_at.take() {
             self.changes.removed.push(name);
         }
     }

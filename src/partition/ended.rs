@@ -63,9 +63,6 @@ impl Partition {
     /// Nothing was applied: again after a wait, as long as attempts and time allow. For a guarded class that is made
     /// durable *before* the wait, or a crash during it would be in doubt for nothing.
     fn not_applied(&mut self, id: WorkId, asked: Option<Duration>, why: &str) {
-        if let Some(work) = self.works.get_mut(id) {
-            work.may_have_applied = false;
-        }
         let Some(wait) = self.next_wait(id, asked) else {
             return self.give_up(id, Reason::RetriesSpent, why.to_owned());
         };
@@ -73,7 +70,9 @@ impl Partition {
         let has_record = self.works.get(id).is_some_and(|work| work.open_at.is_some());
         if has_record {
             self.set_phase(id, Phase::Noting);
-            self.write_begun(id, true);
+            // This attempt applied nothing; one before it may have.
+            let clean = self.works.get(id).is_some_and(|work| !work.may_have_applied);
+            self.write_begun(id, clean);
         } else {
             self.set_phase(id, Phase::Waiting);
         }
@@ -214,8 +213,11 @@ impl Partition {
         work.phase = Phase::Probing;
         let policy = &self.wiring.policy;
         let settle = policy.deadline + policy.probe_settle;
-        let not_before = match work.started {
+        let not_before = match work.running_since {
             Some(started) => started + settle,
+            // By another process, and the record dates only its first attempt: this one may have started just before
+            // the process ended.
+            None if work.attempts > 1 => self.assigned_at + settle,
             // By another process, at an instant that only the wall clock dates.
             None => {
                 let since = Duration::from_millis(
@@ -228,6 +230,10 @@ impl Partition {
     }
 
     pub(super) fn probed(&mut self, id: WorkId, probe: Probe) -> Result<(), Stop> {
+        if self.works.get(id).is_none_or(|work| work.phase != Phase::Probing) {
+            // Given up meanwhile, because its partition goes.
+            return Ok(());
+        }
         match probe {
             Probe::Done(reply) => {
                 self.wiring.meters.probed("done");
@@ -248,7 +254,11 @@ impl Partition {
             }
             Probe::Unknown => {
                 self.wiring.meters.probed("unknown");
-                self.hold(id, HeldFor::InDoubt, None);
+                if self.may_rerun(id) {
+                    self.run_again(id, "the probe does not know");
+                } else {
+                    self.hold(id, HeldFor::InDoubt, None);
+                }
             }
         }
         Ok(())

@@ -13,6 +13,7 @@ use crate::message::Raw;
 use crate::outcome::{Closed, End, Fingerprint, HeldFor, Reason};
 use crate::store::Hit;
 use crate::store::lookups::Found;
+use crate::token::TokenKey;
 
 impl Partition {
     /// The answer to the oldest look-up.
@@ -31,42 +32,85 @@ impl Partition {
         let mut hits = hits.into_iter().peekable();
         let mut first_key = 0;
         let mut own: Vec<Hit> = Vec::new();
-        for id in asked.ids {
-            let Some(work) = self.works.get(id) else { continue };
-            first_key += work.keys.as_slice().len();
+        for (id, count) in asked.ids {
+            first_key += count;
             own.clear();
             while let Some(hit) = hits.next_if(|hit| hit.key < first_key) {
                 own.push(hit);
             }
-            match self.ruling_hit(id, &own) {
-                Some(closed) => self.meets_closed(id, &closed, own.len()),
-                None => self.meets_nothing(id),
-            }
+            self.meets(id, &own);
         }
         keys.clear();
         self.spare_keys = keys;
         Ok(())
     }
 
-    /// Of several records of one message's tokens the one at its own offset rules, else the latest.
+    /// What the look-up found for one message.
+    fn meets(&mut self, id: WorkId, hits: &[Hit]) {
+        let Some(work) = self.works.get(id) else { return };
+        let keys = work.keys.clone();
+        if let Some(closed) = self.ruling_hit(id, hits) {
+            if self.is_redelivery_of(id, &closed) {
+                self.redelivered(id, &closed);
+                return;
+            }
+            if self.claim(id, &keys).is_none() {
+                self.meets_closed(id, &closed, hits.len());
+                return;
+            }
+        }
+        // Asked while a record of its token was at rest: whoever holds the token now is met after all.
+        match self.claim(id, &keys) {
+            None => self.meets_nothing(id),
+            Some(Holder::Work(first)) => self.wait_behind(id, first),
+            Some(Holder::Resting(open)) => self.meets_resting(id, open),
+        }
+    }
+
+    /// Of several records of one message's tokens the one that decided this delivery rules; else one that suppresses,
+    /// since a failure under one token does not undo what was done under another; else the latest.
     fn ruling_hit(&self, id: WorkId, hits: &[Hit]) -> Option<Closed> {
-        let own = self.works.get(id)?.offset();
+        let work = self.works.get(id)?;
+        let commit_point = self.ledger.commit_point().next;
+        let rank = |closed: &Closed| {
+            let is_inside =
+                self.window
+                    .holds(work.judged_ms, closed.first_seen_ms, closed.offset, commit_point);
+            let suppresses = matches!(closed.end, End::Done(_) | End::Invalidated);
+            (
+                self.is_redelivery_of(id, closed),
+                is_inside && suppresses,
+                is_inside,
+                closed.offset,
+            )
+        };
         hits.iter()
-            .max_by_key(|hit| (hit.closed.offset == own, hit.closed.offset))
+            .max_by_key(|hit| rank(&hit.closed))
             .map(|hit| hit.closed.clone())
+    }
+
+    /// Closed at its own offset, or (after a run by `after_failure`) at a higher one: this delivery was decided before.
+    fn is_redelivery_of(&self, id: WorkId, closed: &Closed) -> bool {
+        let is_taken = |work: &super::work::Work| matches!(work.origin, Origin::Taken(_));
+        self.works
+            .get(id)
+            .is_some_and(|work| is_taken(work) && closed.offset >= work.offset())
+    }
+
+    fn redelivered(&mut self, id: WorkId, closed: &Closed) {
+        self.wiring.meters.redeliveries.increment(1);
+        self.finish(id, Account::Redelivery, Some(closed));
     }
 
     /// Its token is closed.
     pub(super) fn meets_closed(&mut self, id: WorkId, closed: &Closed, keys_found: usize) {
+        if self.is_redelivery_of(id, closed) {
+            self.redelivered(id, closed);
+            return;
+        }
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
-        // At its own offset, or (after a run by `after_failure`) at a higher one: this delivery was decided before.
-        if matches!(work.origin, Origin::Taken(_)) && closed.offset >= work.offset() {
-            self.wiring.meters.redeliveries.increment(1);
-            self.finish(id, Account::Redelivery, Some(closed));
-            return;
-        }
         // A later record must not lie in an older bucket than this one, where the look-up would not see it first.
         work.seen_floor_ms = work.seen_floor_ms.max(closed.first_seen_ms);
         let commit_point = self.ledger.commit_point().next;
@@ -83,6 +127,7 @@ impl Partition {
             End::Done(_) => self.duplicate(id, closed, keys_found),
             End::Failed(_) if self.wiring.policy.after_failure == AfterFailure::Run => self.run_anew(id),
             End::Failed(_) => self.duplicate(id, closed, keys_found),
+            End::Invalidated if self.wiring.policy.mode == Mode::Observe => self.run_observed(id),
             End::Invalidated => self.refuse(
                 id,
                 Reason::Invalidated,
@@ -100,7 +145,7 @@ impl Partition {
             self.give_up(id, reason, error);
             return;
         }
-        if self.wiring.policy.expired == Expired::DeadLetter {
+        if self.wiring.policy.expired == Expired::DeadLetter && self.wiring.policy.mode == Mode::Enforce {
             let window_ms = self.window.length_ms();
             let raw = work.raw();
             if let Some(birth) = self
@@ -140,6 +185,7 @@ impl Partition {
             self.wiring.meters.mismatches.increment(1);
             if matches!(first, Fingerprint::Fields(_))
                 && self.wiring.policy.mismatch.then == OnMismatch::DeadLetter
+                && self.wiring.policy.mode == Mode::Enforce
             {
                 let error = format!(
                     "{} differ from the message at offset {}",
@@ -151,20 +197,33 @@ impl Partition {
             }
         }
         if self.wiring.policy.mode == Mode::Observe {
-            self.wiring.meters.observed.increment(1);
-            self.run_anew(id);
+            self.run_observed(id);
             return;
         }
         let keys = work.keys.clone();
-        if keys_found < keys.as_slice().len() {
+        let lacks_alias = keys_found < keys.as_slice().len();
+        if !lacks_alias && work.open_at.is_none() {
+            self.finish(id, Account::Duplicate, Some(closed));
+            return;
+        }
+        if lacks_alias {
             // Rotation: the aliases that have no record get this one, so that a third message with only the other
             // source finds it. Recorded before this message completes.
             let aliases = keys.as_slice().iter().map(|key| (*key, closed.clone()));
             self.changes.closed.extend(aliases);
-            self.record(id, Account::Duplicate, closed.end.clone());
-            return;
         }
-        self.finish(id, Account::Duplicate, Some(closed));
+        // Held until now: its open record goes, or every start would judge it again.
+        self.record(id, Account::Duplicate, closed.end.clone());
+        if let Some(work) = self.works.get_mut(id) {
+            // Whoever waits behind it shares the first outcome, not the moment of this duplicate.
+            work.closing = Some((Account::Duplicate, closed.clone()));
+        }
+    }
+
+    /// What would be suppressed or refused runs, and is counted.
+    fn run_observed(&mut self, id: WorkId) {
+        self.wiring.meters.observed.increment(1);
+        self.run_anew(id);
     }
 
     /// A policy gives up on this message, not on its token: the outcome is recorded under its position, and looked
@@ -209,6 +268,14 @@ impl Partition {
             .map(|bytes| Fingerprint::Fields(u64::from_le_bytes(*bytes)))
     }
 
+    /// Whether an open record is about this very message.
+    pub(super) fn is_about(&self, open: OpenId, id: WorkId) -> bool {
+        let offset = self.works.get(id).map(super::work::Work::offset);
+        self.resting
+            .get(open)
+            .is_some_and(|resting| Some(resting.offset) == offset)
+    }
+
     /// Its token is open, and no work here is about it.
     pub(super) fn meets_resting(&mut self, id: WorkId, open: OpenId) {
         let Some(resting) = self.resting.get(open) else {
@@ -247,22 +314,26 @@ impl Partition {
         work.seen_floor_ms = work.seen_floor_ms.max(resting.first_seen_ms);
         work.may_have_applied = !not_applied;
         work.in_doubt = !not_applied;
-        let mut keys = work.keys.as_slice().to_vec();
-        keys.extend(
-            resting
-                .keys
-                .as_slice()
-                .iter()
-                .filter(|key| !work.keys.as_slice().contains(key)),
-        );
+        // The record's own keys first: child tokens are made of the first, and must be those of the attempt before.
+        let mut keys = resting.keys.as_slice().to_vec();
+        let own = work.keys.as_slice().iter();
+        keys.extend(own.filter(|key| !resting.keys.as_slice().contains(key)));
         work.keys = Keys::of(&keys);
-        for key in keys {
-            self.index.insert(key, Holder::Work(id));
-        }
+        self.hand_over(&keys, Holder::Resting(open), Holder::Work(id));
         if !not_applied {
             self.wiring.meters.in_doubt("crash");
         }
         self.run_anew(id);
+    }
+
+    /// Gives the keys that `from` holds, and those that nobody holds, to another.
+    pub(super) fn hand_over(&mut self, keys: &[TokenKey], from: Holder, to: Holder) {
+        for key in keys {
+            let holder = self.index.entry(*key).or_insert(to);
+            if *holder == from {
+                *holder = to;
+            }
+        }
     }
 
     /// Takes every key that this work holds out of the index.

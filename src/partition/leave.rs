@@ -43,7 +43,8 @@ impl Partition {
     }
 
     fn leave_moved(&mut self, known: &Known) {
-        let commit_point = self.ledger.commit_point().next;
+        let point = *self.point_max.get_or_insert(self.ledger.commit_point());
+        let commit_point = point.next;
         for open in &known.open {
             let Some(found) = self.resting_held(open) else {
                 continue;
@@ -66,11 +67,10 @@ impl Partition {
                 continue;
             };
             if let Some(first) = first_of.get(&found).copied() {
-                self.take_resting(found);
-                if let Some(id) = self.revive(open, Phase::Behind)
-                    && let Some(first) = self.works.get_mut(first)
-                {
-                    first.behind.push(id);
+                let behind = self.take_resting(found).map(|resting| resting.behind);
+                if let Some(id) = self.revive(open, Phase::Behind) {
+                    self.wait_behind(id, first);
+                    first_of.extend(behind.unwrap_or_default().into_iter().map(|behind| (behind, id)));
                 }
                 continue;
             }
@@ -102,7 +102,7 @@ impl Partition {
         format!("held for {held_ms} ms, `held_age` is {max_ms} ms")
     }
 
-    /// Work that was held, was to run again, and has not started when its partition goes to another member: below the
+    /// Work that was held, was to run again, and does not run when its partition goes to another member: below the
     /// commit point it exists nowhere else.
     pub(super) fn give_up_moved(&mut self) {
         if !matches!(self.draining, Some(Draining { revoked: true, .. })) {
@@ -112,12 +112,17 @@ impl Partition {
             .works
             .iter()
             .filter(|(_, work)| {
-                work.origin == Origin::Restored && matches!(work.phase, Phase::Ready | Phase::Waiting)
+                let waits = matches!(
+                    work.phase,
+                    Phase::Ready | Phase::Waiting | Phase::Preparing | Phase::Probing
+                );
+                work.origin == Origin::Restored && waits
             })
             .map(|(id, _)| id)
             .collect();
         for id in waiting {
             self.timers.retain(|(_, waits)| *waits != id);
+            self.attempts.discard(id);
             self.give_up(id, Reason::Moved, MOVED.to_owned());
         }
     }

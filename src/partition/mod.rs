@@ -114,7 +114,8 @@ pub(crate) enum Control {
 /// Waiting for one batch of look-ups.
 struct Asked {
     answer: Answer,
-    ids: Vec<WorkId>,
+    /// Who asked, and for how many keys.
+    ids: Vec<(WorkId, usize)>,
 }
 
 /// One group handed to the journal.
@@ -131,6 +132,9 @@ const SUBMITTED_MAX: usize = 2;
 
 /// Look-ups of one partition on their way at once.
 const ASKED_MAX: usize = 2;
+
+/// How long past a drain's deadline held messages may take on their way to the dead-letter topic.
+const MOVING_MAX: Duration = Duration::from_secs(3);
 
 /// How often a task that found the pulse stale looks again.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -160,7 +164,7 @@ pub(crate) struct Partition {
 
     // Judge.
     ask_keys: Vec<TokenKey>,
-    ask_ids: Vec<WorkId>,
+    ask_ids: Vec<(WorkId, usize)>,
     asked: VecDeque<Asked>,
     spare_keys: Vec<TokenKey>,
 
@@ -187,6 +191,8 @@ pub(crate) struct Partition {
     published: CommitPoint,
     publish_due: Instant,
     publish_now: bool,
+    /// Nothing past this is published any more: what is held above it was left to Kafka to deliver again.
+    point_max: Option<CommitPoint>,
     released_budget: usize,
 
     batches: mpsc::Receiver<Batch>,
@@ -299,6 +305,7 @@ impl Partition {
             published: start,
             publish_due: now + wiring.commit_every,
             publish_now: false,
+            point_max: None,
             released_budget: 0,
             batches,
             control,
@@ -434,6 +441,9 @@ impl Partition {
         }
         match self.draining {
             Some(Draining { deadline, .. }) if deadline > self.now => due.min(deadline),
+            Some(Draining { deadline, .. }) if deadline + MOVING_MAX > self.now => {
+                due.min(deadline + MOVING_MAX)
+            }
             _ => due,
         }
     }
@@ -470,16 +480,20 @@ impl Partition {
     fn is_finished(&mut self) -> Result<bool, Stop> {
         let busy_on_disk = !self.submitted.is_empty() || !self.changes.is_empty();
         if let Some(Draining { deadline, revoked }) = self.draining {
-            // Asked each time: what still ran when the drain began may have been held since.
-            if revoked {
+            let ends =
+                busy_on_disk || self.running > 0 || !self.sending.is_empty() || self.has_waiting_ends();
+            // Not before everything else has ended, or has run out of time: what still runs may be held, and may move
+            // the commit point past what is held already.
+            if revoked && (!ends || self.now >= deadline) {
                 self.load_leaving(Leaving::Moved);
             }
-            let busy = busy_on_disk
-                || self.running > 0
-                || self.leaving.is_some()
-                || !self.sending.is_empty()
-                || self.has_waiting_ends();
-            if busy && self.now < deadline {
+            let busy = ends || self.leaving.is_some();
+            let limit = if self.point_max.is_some() || self.leaving.is_some() {
+                deadline + MOVING_MAX
+            } else {
+                deadline
+            };
+            if busy && self.now < limit {
                 return Ok(false);
             }
             if busy && busy_on_disk {

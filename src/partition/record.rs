@@ -12,6 +12,7 @@ use crate::accounts::Account;
 use crate::broker;
 use crate::clock;
 use crate::dead_letter::{self, Lineage};
+use crate::ledger::CommitPoint;
 use crate::message::Kept;
 use crate::outcome::{Closed, End, HeldFor, Reason, Stage};
 use crate::store::{Changes, Position};
@@ -121,7 +122,10 @@ impl Partition {
             return;
         }
         let changes = std::mem::replace(&mut self.changes, Changes::new(self.id));
-        let point = changes.position.is_some().then(|| self.ledger.commit_point());
+        let point = changes.position.map(|position| CommitPoint {
+            next: position.commit_point,
+            time_ms: position.time_ms,
+        });
         let number = self.next_number;
         self.next_number += 1;
         let ids = std::mem::take(&mut self.changed);
@@ -197,21 +201,16 @@ impl Partition {
             attempts: work.attempts,
             since_ms: work.since_ms,
             first_seen_ms: work.first_seen_ms(),
-            bytes: Kept::copy_of(&work.raw()).bytes(),
             state: RestingState::Held(why),
-            fingerprint: work.fingerprint,
             behind: Vec::new(),
         };
         let keys = work.keys.clone();
         let open = self.resting.insert(resting);
-        match behind.and_then(|first| self.resting.get_mut(first)) {
-            Some(first) => first.behind.push(open),
-            None => {
-                for key in keys.as_slice() {
-                    self.index.insert(*key, Holder::Resting(open));
-                }
-            }
+        if let Some(first) = behind.and_then(|first| self.resting.get_mut(first)) {
+            first.behind.push(open);
         }
+        // Behind another token too: a message that has only one of its other keys has to meet it.
+        self.hand_over(keys.as_slice(), Holder::Work(id), Holder::Resting(open));
         self.finish(id, Account::Held, None);
     }
 
@@ -324,15 +323,23 @@ impl Partition {
                         "a dead letter was not acknowledged; it is sent again, and its partition takes nothing meanwhile"
                     );
                 }
-                if self.draining.is_none() {
+                if self.draining.is_none_or(|draining| draining.revoked) {
                     self.send_letter(id);
+                } else {
+                    // At a shutdown it stays as settling, and the next start sends it: a topic that is down must not
+                    // hold the process for the whole budget.
+                    self.set_phase(id, Phase::Unsent);
                 }
             }
         }
     }
 
     pub(super) fn is_published(&self) -> bool {
-        self.published == self.ledger.commit_point()
+        self.published == self.publishable()
+    }
+
+    fn publishable(&self) -> CommitPoint {
+        self.point_max.unwrap_or_else(|| self.ledger.commit_point())
     }
 
     /// Puts the commit point into the group when a commit is due. It is committed once the store knows it: an offset
@@ -348,10 +355,11 @@ impl Partition {
             return;
         }
         self.publish_now = false;
-        let point = self.ledger.commit_point();
+        let point = self.publishable();
         self.changes.position = Some(Position {
             commit_point: point.next,
             time_ms: point.time_ms,
+            acknowledged_ms: self.wiring.commits.acknowledged_ms(self.id),
             written_ms: self.wiring.clock.wall_ms(),
         });
     }

@@ -98,6 +98,9 @@ impl Partition {
                 if let Some(first) = self.resting.get_mut(first) {
                     first.behind.push(id);
                 }
+                for key in &open.keys {
+                    self.index.entry(*key).or_insert(Holder::Resting(id));
+                }
             }
             // The record it was held behind is closed: judge it now.
             None if why == HeldFor::Token => {
@@ -146,9 +149,20 @@ impl Partition {
     }
 
     pub(super) fn give_up_restored(&mut self, open: &Open, reason: Reason, error: String) {
-        if let Some(id) = self.revive(open, Phase::Judging) {
-            self.give_up(id, reason, error);
+        let Some(id) = self.revive(open, Phase::Judging) else {
+            return;
+        };
+        if let Stage::Held {
+            why: HeldFor::Token, ..
+        } = open.stage
+            && let Some(work) = self.works.get_mut(id)
+        {
+            // Held behind its token: that was decided, or will be, by another message. This one ends under its
+            // position, or a failure would cover what was done.
+            let position = self.wiring.extractor.position(&work.raw());
+            work.refused = Some(Box::new(std::mem::replace(&mut work.keys, Keys::One(position))));
         }
+        self.give_up(id, reason, error);
     }
 
     /// Makes work of an open record that carries its message.
@@ -206,9 +220,7 @@ fn resting_of(open: &Open, state: RestingState) -> Resting {
         attempts: open.attempts,
         since_ms: open.since_ms,
         first_seen_ms: open.first_seen_ms,
-        bytes: open.bytes(),
         state,
-        fingerprint: open.fingerprint,
         behind: Vec::new(),
     }
 }

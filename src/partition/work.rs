@@ -81,6 +81,8 @@ pub(super) enum Phase {
     Settling,
     /// Its dead letter is on the way to the broker.
     Sending,
+    /// Its dead letter could not be sent before the partition is left.
+    Unsent,
 }
 
 /// How a piece of work came here.
@@ -180,9 +182,7 @@ pub(super) struct Resting {
     pub(super) attempts: u32,
     pub(super) since_ms: i64,
     pub(super) first_seen_ms: i64,
-    pub(super) bytes: usize,
     pub(super) state: RestingState,
-    pub(super) fingerprint: Option<Fingerprint>,
     /// Held behind this one: later messages of its token.
     pub(super) behind: Vec<OpenId>,
 }

@@ -32,15 +32,14 @@
     reason = "a claim that does not hold panics, as an assertion of a test does"
 )]
 
-use bytes::Bytes;
-
-use super::{
-    AuditEntry, Changes, Error, Hit, Known, PartitionId, Position, Store, TopicId, TopicSpec, WindowSize,
-};
+use super::{AuditEntry, Changes, Error, Hit, Known, PartitionId, Store, TopicId, TopicSpec, WindowSize};
 use crate::fence::Fence;
-use crate::message::{Kept, NextOffset, Offset};
-use crate::outcome::{Closed, End, Fingerprint, HeldFor, Open, Reason, Stage, Stored, Verdict};
+use crate::message::Offset;
+use crate::outcome::Open;
 use crate::token::TokenKey;
+use samples::*;
+
+mod samples;
 
 /// Where a store lives from one start to the next.
 pub trait Medium {
@@ -77,6 +76,7 @@ pub fn every_claim<M: Medium>(mut medium: impl FnMut() -> M) {
     a_topic_without_a_number_is_refused_before_anything_is_written(medium());
     another_cluster_is_refused(medium());
     partitions_are_those_with_work_or_a_position(medium());
+    a_forgotten_position_leaves_the_rest(medium());
     acts_are_kept_in_order(medium());
     a_closed_store_takes_no_write(medium());
 }
@@ -461,6 +461,24 @@ pub fn partitions_are_those_with_work_or_a_position(mut medium: impl Medium) {
     assert_eq!(store.load(fenced).unwrap().fence, 1);
 }
 
+/// Its fence and its open records stay: only what the window is worth is forgotten.
+pub fn a_forgotten_position_leaves_the_rest(mut medium: impl Medium) {
+    let store = start(&mut medium, &["orders"]);
+    let (at, other) = (partition(&store, "orders", 0), partition(&store, "orders", 1));
+    for id in [at, other] {
+        apply(&store, id, |changes| {
+            changes.position = Some(position(7, Some(9)));
+            changes.fence = Some(Fence(3));
+            changes.opened = vec![begun(1, 7)];
+        });
+    }
+    store.forget_position(at).unwrap();
+    store.forget_position(at).unwrap();
+    let known = store.load(at).unwrap();
+    assert_eq!((known.position, known.fence, known.open.len()), (None, 3, 1));
+    assert_eq!(store.load_position(other).unwrap(), Some(position(7, Some(9))));
+}
+
 /// Oldest first, also over several starts.
 pub fn acts_are_kept_in_order(mut medium: impl Medium) {
     let act = |number: i64| AuditEntry {
@@ -499,139 +517,4 @@ pub fn a_closed_store_takes_no_write(mut medium: impl Medium) {
     drop(store);
     let store = start(&mut medium, &["orders"]);
     assert_eq!(offsets(&find(&store, at, 0, &[key(1), key(2)])), [1]);
-}
-
-fn start<M: Medium>(medium: &mut M, topics: &[&str]) -> M::Store {
-    let topics: Vec<TopicSpec> = topics
-        .iter()
-        .map(|name| TopicSpec {
-            name: (*name).to_owned(),
-            window_ms: WINDOW_MS,
-        })
-        .collect();
-    medium.start(GROUP, &topics).unwrap()
-}
-
-fn partition(store: &dyn Store, topic: &str, partition: i32) -> PartitionId {
-    PartitionId {
-        topic: store.topic(topic).unwrap(),
-        partition,
-    }
-}
-
-fn apply(store: &dyn Store, partition: PartitionId, change: impl FnOnce(&mut Changes)) {
-    let mut changes = Changes::new(partition);
-    change(&mut changes);
-    store.apply(&[changes]).unwrap();
-}
-
-fn find(store: &dyn Store, partition: PartitionId, since_ms: i64, keys: &[TokenKey]) -> Vec<Hit> {
-    let mut hits = Vec::new();
-    store.look_up(partition, since_ms, keys, &mut hits).unwrap();
-    hits
-}
-
-fn offsets(hits: &[Hit]) -> Vec<i64> {
-    hits.iter().map(|hit| hit.closed.offset.0).collect()
-}
-
-const fn key(number: u8) -> TokenKey {
-    TokenKey([number; 16])
-}
-
-fn position(commit_point: i64, time_ms: Option<i64>) -> Position {
-    Position {
-        commit_point: NextOffset(commit_point),
-        time_ms,
-        written_ms: 1_700_000_000_000,
-    }
-}
-
-fn done(offset: i64, first_seen_ms: i64) -> Closed {
-    Closed {
-        end: End::Done(Stored::Nothing),
-        offset: Offset(offset),
-        first_seen_ms,
-        attempts: 1,
-        fingerprint: None,
-    }
-}
-
-fn begun(number: u8, offset: i64) -> Open {
-    Open {
-        keys: vec![key(number)],
-        offset: Offset(offset),
-        stage: Stage::Begun {
-            not_applied: false,
-            message: None,
-        },
-        first_seen_ms: 1_000,
-        attempts: 1,
-        since_ms: 1_700_000_000_000,
-        fingerprint: None,
-    }
-}
-
-fn every_closed() -> Vec<(TokenKey, Closed)> {
-    let ends = [
-        End::Done(Stored::Nothing),
-        End::Done(Stored::Reply(Bytes::from_static(b"receipt 9"))),
-        End::Done(Stored::Digest([7; 32], 1 << 20)),
-        End::Failed(Reason::RetriesSpent),
-        End::Invalidated,
-        End::Forgotten,
-    ];
-    let closed = ends.into_iter().zip(1u8..).map(|(end, number)| {
-        let closed = Closed {
-            end,
-            offset: Offset(i64::from(number) * 1_000),
-            first_seen_ms: 1_000 + 60 * i64::from(number),
-            attempts: u32::from(number),
-            fingerprint: Some(Fingerprint::Fields(u64::MAX)),
-        };
-        (key(number), closed)
-    });
-    closed.collect()
-}
-
-fn every_open() -> Vec<Open> {
-    let message = Kept {
-        timestamp_ms: Some(-1),
-        key: Some(Bytes::from_static(b"customer 4")),
-        payload: None,
-        headers: vec![
-            ("a".into(), None),
-            ("a".into(), Some(Bytes::new())),
-            ("b".into(), Some(Bytes::from_static(&[0xff; 300]))),
-        ],
-    };
-    let held = |why, verdict| Stage::Held {
-        why,
-        message: message.clone(),
-        verdict,
-    };
-    let stages = [
-        Stage::Begun {
-            not_applied: true,
-            message: None,
-        },
-        Stage::Begun {
-            not_applied: false,
-            message: Some(message.clone()),
-        },
-        held(HeldFor::InDoubt, None),
-        held(HeldFor::Token, Some(Verdict::DeadLetter)),
-        Stage::Settling {
-            end: End::Failed(Reason::Rejected),
-            message: message.clone(),
-            error: "no such customer".into(),
-        },
-    ];
-    let open = stages.into_iter().zip(1u8..).map(|(stage, number)| Open {
-        keys: vec![key(number), key(100 + number)],
-        stage,
-        fingerprint: Some(Fingerprint::Whole(9)),
-        ..begun(number, i64::from(number))
-    });
-    open.collect()
 }

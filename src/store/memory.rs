@@ -257,6 +257,11 @@ impl Store for MemoryStore {
         })
     }
 
+    fn forget_position(&self, partition: PartitionId) -> Result<(), Error> {
+        self.writable("forget a position")?.positions.remove(&partition);
+        Ok(())
+    }
+
     fn partitions(&self) -> Result<Vec<PartitionId>, Error> {
         let memory = self.living("list partitions")?;
         let open = memory.open.keys().map(|(partition, _, _)| partition);

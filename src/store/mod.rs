@@ -92,6 +92,9 @@ pub struct Position {
     pub commit_point: NextOffset,
     /// Partition time at the commit point, in milliseconds since the epoch; `None` before the first message.
     pub time_ms: Option<i64>,
+    /// Partition time at the last commit that the broker had acknowledged when this was written: what Kafka can still
+    /// deliver is judged at this time or later. `None` before the first.
+    pub acknowledged_ms: Option<i64>,
     /// Wall clock when it was written, in milliseconds since the epoch.
     pub written_ms: i64,
 }
@@ -228,6 +231,13 @@ pub trait Store: Send + Sync + 'static {
     fn load_position(&self, partition: PartitionId) -> Result<Option<Position>, Error> {
         self.load(partition).map(|known| known.position)
     }
+
+    /// Forgets the position of a partition: its window is gone, and who serves it again finds it cold. Its fence and
+    /// its open records stay.
+    ///
+    /// # Errors
+    /// An I/O error.
+    fn forget_position(&self, partition: PartitionId) -> Result<(), Error>;
 
     /// Every partition with a position or an open record.
     ///

@@ -350,6 +350,11 @@ impl Rig {
         self.factory = factory;
     }
 
+    /// The next start reads tokens from other sources.
+    pub(crate) fn read_by(&mut self, readers: Vec<Reader>) {
+        self.readers = readers;
+    }
+
     /// Takes a partition away without a drain: it is lost.
     pub(crate) fn end(&mut self, partition: i32) {
         let Some(id) = self.id(partition) else { return };

@@ -131,6 +131,7 @@ enum Step {
     Apply(Vec<Changes>),
     LookUp(PartitionId, i64, Vec<TokenKey>),
     Drop(TopicId, i64),
+    Forget(PartitionId),
     Restart { closed: bool, window_ms: i64 },
 }
 
@@ -185,6 +186,7 @@ fn changes() -> impl Strategy<Value = Changes> {
     let position = (offsets(), prop::option::of(moments())).prop_map(|(offset, time_ms)| Position {
         commit_point: NextOffset(offset.0),
         time_ms,
+        acknowledged_ms: time_ms,
         written_ms: 9,
     });
     (
@@ -211,6 +213,7 @@ fn steps() -> impl Strategy<Value = Step> {
         8 => (partitions(), moments(), prop::collection::vec(keys(), 0..20))
             .prop_map(|(partition, since_ms, keys)| Step::LookUp(partition, since_ms, keys)),
         1 => (0u16..2, moments()).prop_map(|(topic, until_ms)| Step::Drop(TopicId(topic), until_ms)),
+        1 => partitions().prop_map(Step::Forget),
         1 => (any::<bool>(), prop::sample::select(vec![400i64, 160, 1_000]))
             .prop_map(|(closed, window_ms)| Step::Restart { closed, window_ms }),
     ]
@@ -266,6 +269,10 @@ proptest! {
                     on_disk.drop_buckets(topic, until_ms).unwrap(),
                     in_memory.drop_buckets(topic, until_ms).unwrap()
                 ),
+                Step::Forget(partition) => {
+                    on_disk.forget_position(partition).unwrap();
+                    in_memory.forget_position(partition).unwrap();
+                }
                 Step::Restart { closed, window_ms } => {
                     if closed {
                         on_disk.close().unwrap();

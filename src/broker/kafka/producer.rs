@@ -32,6 +32,8 @@ fn producer_config(settings: &Settings) -> ClientConfig {
     }
     config.set("enable.idempotence", "true");
     config.set("linger.ms", "5");
+    // The topic's own limit decides, which is checked at the start; the client's default is 1 MB.
+    config.set("message.max.bytes", "1000000000");
     config
 }
 

@@ -241,6 +241,10 @@ impl PollThread {
             }
         }
         self.refused.retain(|refused| !partitions.contains(refused));
+        if matches!(self.strays, Strays::Gone) {
+            // What the drain could not move, because it still ran or its letter was not taken, is looked for again.
+            self.strays = Strays::Unknown;
+        }
         self.reported_cold.send_replace(self.refused.len());
         let applied = match self.consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => self.consumer.incremental_unassign(&list),

@@ -355,6 +355,10 @@ impl Store for RocksStore {
         self.load_partition(partition)
     }
 
+    fn forget_position(&self, partition: PartitionId) -> Result<(), Error> {
+        self.writer("forget a position")?.forget_position(self, partition)
+    }
+
     fn partitions(&self) -> Result<Vec<PartitionId>, Error> {
         self.list_partitions()
     }

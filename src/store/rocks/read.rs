@@ -19,6 +19,7 @@ use crate::token::TokenKey;
 pub(super) struct PositionText {
     commit_point: i64,
     time_ms: Option<i64>,
+    acknowledged_ms: Option<i64>,
     written_ms: i64,
 }
 
@@ -27,6 +28,7 @@ impl From<Position> for PositionText {
         Self {
             commit_point: position.commit_point.0,
             time_ms: position.time_ms,
+            acknowledged_ms: position.acknowledged_ms,
             written_ms: position.written_ms,
         }
     }
@@ -37,6 +39,7 @@ impl From<PositionText> for Position {
         Self {
             commit_point: NextOffset(text.commit_point),
             time_ms: text.time_ms,
+            acknowledged_ms: text.acknowledged_ms,
             written_ms: text.written_ms,
         }
     }

@@ -154,6 +154,16 @@ impl Writer {
         Ok(())
     }
 
+    pub(super) fn forget_position(
+        &mut self,
+        store: &RocksStore,
+        partition: PartitionId,
+    ) -> Result<(), Error> {
+        let mut batch = WriteBatch::new();
+        batch.delete_cf(&store.family(keys::META)?, keys::position(partition));
+        self.write(store, "forget a position", batch)
+    }
+
     /// A look-up that runs meanwhile holds the family it reads; the files go when it is done.
     pub(super) fn drop_buckets(
         &mut self,

@@ -1,0 +1,91 @@
+//! Assignments that end: drained, revoked, lost.
+
+use super::*;
+
+/// Inv 5 inside the process: assigned, ended with work in flight, assigned again. The older assignment's outcome
+/// reaches neither store nor commit.
+#[test]
+fn an_ended_assignment_writes_nothing() {
+    paused(async {
+        let script = Script::new(|_, call| {
+            Box::pin(async move {
+                if call.fence.0 == 1 {
+                    crate::clock::sleep_until(crate::clock::now() + Duration::from_millis(100)).await;
+                }
+                Ok(())
+            })
+        });
+        let mut rig = rig(Class::Idempotent, &script);
+        rig.send(0, message("a"));
+        rig.start().await.unwrap();
+        rig.run_for(Duration::from_millis(20)).await;
+        rig.end(0);
+        rig.assign(0).unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!(
+            script.offsets(),
+            [0, 0],
+            "it runs anew: nothing of the first run was recorded"
+        );
+        assert_eq!(
+            (rig.account(Account::Done), rig.account(Account::Released)),
+            (1, 1)
+        );
+    });
+}
+
+#[test]
+fn a_drain_finishes_what_runs_and_starts_nothing_more() {
+    paused(async {
+        let script = Script::new(|_, _| {
+            Box::pin(async {
+                crate::clock::sleep_until(crate::clock::now() + Duration::from_millis(100)).await;
+                Ok(())
+            })
+        });
+        let mut rig = rig_with(Class::NonIdempotent, &script, |policy| {
+            policy.concurrency = Concurrency::Ordered
+        });
+        for token in ["a", "b", "c"] {
+            rig.send(0, message(token));
+        }
+        rig.start().await.unwrap();
+        rig.run_for(Duration::from_millis(50)).await;
+        let balances = rig.stop().await;
+        assert_eq!(script.offsets(), [0]);
+        assert_eq!(rig.committed_offset(0), Some(NextOffset(1)));
+        assert_eq!(balances.len(), 1);
+        assert_eq!(
+            (
+                balances[0].of(Account::Done),
+                balances[0].of(Account::Released),
+                balances[0].remainder()
+            ),
+            (1, 2, 0)
+        );
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!(script.offsets(), [0, 1, 2]);
+        assert_eq!(
+            rig.account(Account::Held),
+            0,
+            "what had not started is not in doubt"
+        );
+    });
+}
+
+/// What is held when the partition goes to another member exists nowhere else: it is dead-lettered as moved.
+#[test]
+fn held_work_of_a_revoked_partition_is_moved_to_the_dead_letters() {
+    paused(async {
+        let script = Script::new(|_, _| Box::pin(async { Err("who knows".into()) }));
+        let mut rig = rig(Class::NonIdempotent, &script);
+        rig.send(0, message("a"));
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!(rig.account(Account::Held), 1);
+        let balances = rig.drain(Duration::from_secs(5), true).await;
+        assert_eq!(rig.letterbox.reasons(), [("0".to_owned(), "moved".to_owned())]);
+        assert_eq!((balances[0].of(Account::Failed), balances[0].remainder()), (1, 0));
+    });
+}

@@ -1,0 +1,248 @@
+//! Schedules against the partition task, without a broker: every one of them broke a naive version once.
+
+mod crashes;
+mod drains;
+mod held;
+mod outcomes;
+mod review;
+mod window;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::accounts::Account;
+use crate::attempt::{Terms, Typed};
+use crate::class::Class;
+use crate::config::{Concurrency, Mismatch, TopicPolicy};
+use crate::handler::{Call, Callee, DecodeError, HandlerError, Probe, Reply};
+use crate::message::{Batch, Kept, NextOffset};
+use crate::outcome::{Stage, Verdict};
+use crate::store::{Changes, PartitionId, Store as _, TopicSpec};
+use crate::testing::Rig;
+use crate::token::Reader;
+
+type Answer = Pin<Box<dyn Future<Output = Result<(), HandlerError>> + Send>>;
+
+/// A handler that notes what it was called with, then does what the test says.
+#[derive(Clone)]
+struct Script {
+    calls: Arc<Mutex<Vec<(i64, u32)>>>,
+    act: Arc<dyn Fn(i64, Call) -> Answer + Send + Sync>,
+    probe: Option<Arc<dyn Fn(i64) -> Probe + Send + Sync>>,
+}
+
+impl Script {
+    fn new(act: impl Fn(i64, Call) -> Answer + Send + Sync + 'static) -> Self {
+        Self {
+            calls: Arc::default(),
+            act: Arc::new(act),
+            probe: None,
+        }
+    }
+
+    fn ok() -> Self {
+        Self::new(|_, _| Box::pin(async { Ok(()) }))
+    }
+
+    fn with_probe(self, probe: impl Fn(i64) -> Probe + Send + Sync + 'static) -> Self {
+        Self {
+            probe: Some(Arc::new(probe)),
+            ..self
+        }
+    }
+
+    fn calls(&self) -> Vec<(i64, u32)> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    fn offsets(&self) -> Vec<i64> {
+        self.calls().iter().map(|(offset, _)| *offset).collect()
+    }
+}
+
+impl Callee for Script {
+    type Message = i64;
+
+    fn decode(
+        self: Arc<Self>,
+        batch: Arc<Batch>,
+        index: usize,
+    ) -> impl Future<Output = Result<i64, DecodeError>> + Send + 'static {
+        async move {
+            let raw = batch.get(index).unwrap();
+            match raw.payload() {
+                Some(b"undecodable") => Err(DecodeError::malformed("undecodable")),
+                Some(b"decodes slowly") => {
+                    wait(Duration::from_millis(50)).await;
+                    Ok(raw.offset().0)
+                }
+                _ => Ok(raw.offset().0),
+            }
+        }
+    }
+
+    fn call(
+        self: Arc<Self>,
+        message: i64,
+        _: Arc<Batch>,
+        _: usize,
+        call: Call,
+    ) -> impl Future<Output = Result<Reply, HandlerError>> + Send + 'static {
+        self.calls.lock().unwrap().push((message, call.attempt));
+        let answer = (self.act)(message, call);
+        async move { answer.await.map(|()| Reply::empty()) }
+    }
+
+    fn has_probe(&self) -> bool {
+        self.probe.is_some()
+    }
+
+    fn probe(
+        self: Arc<Self>,
+        message: i64,
+        _: Arc<Batch>,
+        _: usize,
+        _: Call,
+    ) -> impl Future<Output = Result<Probe, HandlerError>> + Send + 'static {
+        async move { Ok(self.probe.as_ref().map_or(Probe::Unknown, |probe| probe(message))) }
+    }
+}
+
+const HOUR_MS: i64 = 3_600_000;
+const START_MS: i64 = 1_700_000_000_000;
+const A_WHILE: Duration = Duration::from_millis(500);
+
+fn rig_with(class: Class, script: &Script, change: impl FnOnce(&mut TopicPolicy)) -> Rig {
+    let mut policy = TopicPolicy::new(class, Duration::from_secs(3_600));
+    policy.deadline = Duration::from_millis(200);
+    policy.probe_settle = Duration::from_millis(50);
+    policy.retry.first = Duration::from_millis(10);
+    policy.retry.attempts = 3;
+    change(&mut policy);
+    let terms = Terms {
+        deadline: policy.deadline,
+        probe_deadline: policy.probe_deadline,
+        offload: policy.offload,
+    };
+    let factory = Arc::new(Typed {
+        callee: Arc::new(script.clone()),
+        terms,
+    });
+    Rig::new(
+        "orders",
+        policy,
+        vec![Reader::Header("token".into()), Reader::Header("old".into())],
+        factory,
+    )
+}
+
+fn rig(class: Class, script: &Script) -> Rig {
+    rig_with(class, script, |_| {})
+}
+
+/// A message with that token, stamped that long after the start.
+fn stamped(token: &str, after_ms: i64) -> Kept {
+    Kept {
+        timestamp_ms: Some(START_MS + after_ms),
+        key: Some(Bytes::from_static(b"key")),
+        payload: Some(Bytes::from(format!("payload of {token}"))),
+        headers: vec![("token".into(), Some(Bytes::copy_from_slice(token.as_bytes())))],
+    }
+}
+
+fn message(token: &str) -> Kept {
+    stamped(token, 0)
+}
+
+fn paused<F: Future>(test: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap()
+        .block_on(test)
+}
+
+async fn wait(time: Duration) {
+    crate::clock::sleep_until(crate::clock::now() + time).await;
+}
+
+/// A handler that succeeds after that long.
+fn after(time: Duration) -> Answer {
+    Box::pin(async move {
+        wait(time).await;
+        Ok(())
+    })
+}
+
+/// An end that says nothing about the world.
+fn who_knows() -> Answer {
+    Box::pin(async { Err("who knows".into()) })
+}
+
+fn reject() -> Answer {
+    Box::pin(async { Err(HandlerError::reject("no")) })
+}
+
+/// What an operator decides about a held message while the consumer is stopped.
+fn resolve(rig: &mut Rig, offset: i64, verdict: Verdict) {
+    let store = rig.store.restart(&[TopicSpec {
+        name: "orders".into(),
+        window_ms: HOUR_MS,
+    }]);
+    let id = PartitionId {
+        topic: store.topic("orders").unwrap(),
+        partition: 0,
+    };
+    let open = store.load(id).unwrap().open;
+    let mut open = open.into_iter().find(|open| open.offset.0 == offset).unwrap();
+    match &mut open.stage {
+        Stage::Held { verdict: given, .. } => *given = Some(verdict),
+        other => panic!("{offset} is not held: {other:?}"),
+    }
+    let mut changes = Changes::new(id);
+    changes.opened.push(open);
+    store.apply(&[changes]).unwrap();
+    store.close().unwrap();
+    rig.store = Arc::new(store);
+}
+
+/// The offsets of the records that the store has open.
+fn open_offsets(rig: &Rig) -> Vec<i64> {
+    let known = rig.store.load(rig.id(0).unwrap()).unwrap();
+    known.open.iter().map(|open| open.offset.0).collect()
+}
+
+/// A message of the same token under a new source, an old one, or both.
+fn rotated(new: Option<&str>, old: Option<&str>) -> Kept {
+    let header = |name: &str, value: &str| (name.into(), Some(Bytes::copy_from_slice(value.as_bytes())));
+    Kept {
+        headers: new
+            .map(|value| header("token", value))
+            .into_iter()
+            .chain(old.map(|value| header("old", value)))
+            .collect(),
+        ..message("")
+    }
+}
+
+/// Runs for ever: a handler in the middle of which the process is killed.
+fn never() -> Answer {
+    Box::pin(std::future::pending())
+}
+
+fn ok() -> Answer {
+    Box::pin(async { Ok(()) })
+}
+
+const TERMS: Terms = Terms {
+    deadline: Duration::from_millis(200),
+    probe_deadline: Duration::from_millis(200),
+    offload: false,
+};

@@ -1,0 +1,82 @@
+//! The window in log time, its floor, and the clock.
+
+use super::*;
+
+/// Inv 6, the window's end from both sides, in log time.
+#[test]
+fn the_window_ends_exactly_in_log_time() {
+    paused(async {
+        for (gap_ms, runs) in [(HOUR_MS - 1, 1), (HOUR_MS, 2)] {
+            let script = Script::ok();
+            let mut rig = rig(Class::NonIdempotent, &script);
+            rig.send(0, stamped("a", 0));
+            rig.start().await.unwrap();
+            rig.run_for(A_WHILE).await;
+            rig.send(0, stamped("a", gap_ms));
+            rig.run_for(A_WHILE).await;
+            assert_eq!(script.offsets().len(), runs, "{gap_ms}");
+        }
+    });
+}
+
+/// Schedule 6: 0 is slow, Done(T@1), partition time passes the window, a duplicate @3 of a young token is suppressed;
+/// crash; everything comes again from 0 and is judged with the time at the commit point.
+#[test]
+fn the_floor_holds_across_a_restart() {
+    paused(async {
+        let stuck = Arc::new(AtomicBool::new(true));
+        let gate = Arc::clone(&stuck);
+        let script = Script::new(move |offset, _| {
+            if offset == 0 && gate.load(Ordering::SeqCst) {
+                never()
+            } else {
+                ok()
+            }
+        });
+        let mut rig = rig_with(Class::PotentiallyIdempotent, &script, |policy| {
+            policy.concurrency = Concurrency::unordered(8);
+            policy.deadline = Duration::from_secs(3_600);
+        });
+        rig.send(0, stamped("slow", 0));
+        rig.send(0, stamped("t", 1));
+        rig.send(0, stamped("t", 2));
+        for step in 1..=8 {
+            rig.send(0, stamped(&format!("clock{step}"), step * HOUR_MS / 2));
+        }
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!(rig.account(Account::Done), 9);
+        rig.crash();
+        stuck.store(false, Ordering::SeqCst);
+        rig.start().await.unwrap();
+        rig.run_for(Duration::from_secs(20)).await;
+        let runs_of_t = script
+            .offsets()
+            .iter()
+            .filter(|offset| [1, 2].contains(*offset))
+            .count();
+        assert_eq!(runs_of_t, 1, "{:?}", script.calls());
+        assert_eq!(rig.committed_offset(0), Some(NextOffset(11)));
+    });
+}
+
+/// Schedule 8: held at 0, the window passes, a duplicate comes: it must not find nothing.
+#[test]
+fn open_tokens_never_expire() {
+    paused(async {
+        let script = Script::new(|offset, _| match offset {
+            0 => Box::pin(async { Err("who knows".into()) }),
+            _ => ok(),
+        });
+        let mut rig = rig(Class::NonIdempotent, &script);
+        rig.send(0, stamped("a", 0));
+        for step in 1..=6 {
+            rig.send(0, stamped(&format!("clock{step}"), step * HOUR_MS / 2));
+        }
+        rig.send(0, stamped("a", 3 * HOUR_MS));
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!(rig.account(Account::Held), 2);
+        assert!(!script.offsets().contains(&7));
+    });
+}
