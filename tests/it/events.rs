@@ -13,13 +13,15 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::{Layer, Registry, registry::LookupSpan};
 
-/// An event, or a span as it was opened.
+/// An event, or a span with everything that was said of it.
 #[derive(Debug, Clone)]
 pub(crate) struct Said {
     pub(crate) level: Level,
     /// The span's name; empty for an event.
     pub(crate) span: &'static str,
     pub(crate) fields: BTreeMap<&'static str, String>,
+    /// The fields of the spans that an event lies in.
+    pub(crate) within: BTreeMap<&'static str, String>,
 }
 
 impl Said {
@@ -77,37 +79,60 @@ struct Keeper(&'static Kept);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Keeper {
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        *metadata.level() <= Level::DEBUG && metadata.target().starts_with("hapax")
+        let target = metadata.target();
+        *metadata.level() <= Level::DEBUG && (target.starts_with("hapax") || target.starts_with("it"))
     }
 
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        self.keep(event.metadata(), "", fields);
+        let mut within = BTreeMap::new();
+        for span in context.event_scope(event).into_iter().flatten() {
+            if let Some(Fields(fields)) = span.extensions().get() {
+                within.extend(fields.clone());
+            }
+        }
+        self.keep(event.metadata(), "", fields, within);
     }
 
-    fn on_new_span(&self, attributes: &Attributes<'_>, _: &Id, _: Context<'_, S>) {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let mut fields = Fields::default();
         attributes.record(&mut fields);
-        let metadata = attributes.metadata();
-        self.keep(metadata, metadata.name(), fields);
+        if let Some(span) = context.span(id) {
+            span.extensions_mut().insert(fields);
+        }
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
-        let mut fields = Fields::default();
-        values.record(&mut fields);
-        if let Some(span) = context.span(id) {
-            self.keep(span.metadata(), span.name(), fields);
+        if let Some(span) = context.span(id)
+            && let Some(fields) = span.extensions_mut().get_mut::<Fields>()
+        {
+            values.record(fields);
+        }
+    }
+
+    fn on_close(&self, id: Id, context: Context<'_, S>) {
+        if let Some(span) = context.span(&id)
+            && let Some(fields) = span.extensions_mut().remove::<Fields>()
+        {
+            self.keep(span.metadata(), span.name(), fields, BTreeMap::new());
         }
     }
 }
 
 impl Keeper {
-    fn keep(&self, metadata: &'static Metadata<'static>, span: &'static str, fields: Fields) {
+    fn keep(
+        &self,
+        metadata: &'static Metadata<'static>,
+        span: &'static str,
+        fields: Fields,
+        within: BTreeMap<&'static str, String>,
+    ) {
         let said = Said {
             level: *metadata.level(),
             span,
             fields: fields.0,
+            within,
         };
         if self.0.prints {
             eprintln!("{} {span}{}", said.level, said.text());

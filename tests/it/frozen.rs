@@ -30,11 +30,11 @@ const MESSAGES: i64 = 60;
 
 /// What the child is told, and where it writes.
 #[derive(Clone)]
-struct Orders {
-    brokers: String,
-    topic: String,
-    dir: PathBuf,
-    class: Class,
+pub(crate) struct Orders {
+    pub(crate) brokers: String,
+    pub(crate) topic: String,
+    pub(crate) dir: PathBuf,
+    pub(crate) class: Class,
 }
 
 impl Orders {
@@ -42,7 +42,7 @@ impl Orders {
         self.dir.join("effects")
     }
 
-    fn consumer(&self, dir: &Path) -> Consumer {
+    pub(crate) fn consumer(&self, dir: &Path) -> Consumer {
         member::consumer(&self.brokers, &self.topic, dir).with(|layer| {
             member::property(layer, "session.timeout.ms", "2000");
             layer.cold = Some(Cold::Run);
@@ -50,7 +50,7 @@ impl Orders {
     }
 
     /// What the child's handlers started: offset, and key of the token.
-    fn starts(&self) -> Vec<(i64, TokenKey)> {
+    pub(crate) fn starts(&self) -> Vec<(i64, TokenKey)> {
         let text = std::fs::read_to_string(self.effects()).unwrap_or_default();
         // A line that is being written has no end yet.
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
@@ -66,10 +66,10 @@ impl Orders {
 }
 
 /// The child, killed with the test that started it.
-struct Frozen(Child);
+pub(crate) struct Frozen(Child);
 
 impl Frozen {
-    fn start(orders: &Orders) -> Self {
+    pub(crate) fn start(orders: &Orders) -> Self {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "frozen::child", "--ignored", "--nocapture"])
             .env("IT_BROKERS", &orders.brokers)
@@ -91,7 +91,7 @@ impl Frozen {
     }
 
     /// Asks it to stop, by closing its input, and waits for a clean end.
-    fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         drop(self.0.stdin.take());
         let status = eventually("the child's end", SOON, || self.0.try_wait().unwrap());
         assert!(status.success(), "{status}");
@@ -166,6 +166,7 @@ async fn thaws(class: Class) {
     let Some(broker) = kafka::broker() else { return };
     let topic = kafka::unique("frozen");
     broker.create_topic(&topic, 1, &[]);
+    broker.create_topic(&format!("{topic}.dead-letters"), 1, &[]);
     let dirs = [TempDir::new().unwrap(), TempDir::new().unwrap()];
     let orders = Orders {
         brokers: broker.bootstrap(),

@@ -7,6 +7,8 @@
     reason = "a test may panic"
 )]
 
+mod bad_input;
+mod bad_store;
 mod events;
 mod frozen;
 mod kafka;
