@@ -202,9 +202,9 @@ async fn a_message_without_a_usable_token_follows_the_policy() {
                 [missing(1), missing(2), (3, "token-too-long".to_owned())]
             );
             let error = input.letters()[&3].header("hapax-error");
-            assert_eq!(
-                error,
-                "header `idempotency-key` has 513 bytes, `token_bytes` is 512B"
+            assert!(
+                error.contains("idempotency-key") && error.contains("has 513 bytes, `token_bytes` is 512"),
+                "{error}"
             );
         } else {
             assert_eq!(letters, []);
@@ -431,11 +431,14 @@ async fn settings_that_cannot_work_are_refused_all_at_once_and_before_anything_i
         ("limits.token_bytes", "no message would have a token"),
         ("drain = \"10m\"", "max.poll.interval.ms"),
         ("commit_every", "a commit takes longer than that"),
-        ("memory = \"1MiB\"", "write at least 16MiB"),
+        ("memory = \"1MiB\"", "the write buffers alone need that much"),
         ("kafka.\"enable.auto.commit\"", "hapax sets it itself"),
         ("topics.orders.window", "nothing would ever be forgotten"),
         ("topics.orders.deadline", "over before it began"),
-        ("topics.orders.retry", ""),
+        (
+            "topics.orders.retry.in_place.attempts = 0",
+            "nothing would ever run",
+        ),
     ] {
         let line = text.lines().find(|line| line.contains(key));
         assert!(
@@ -453,7 +456,7 @@ async fn a_window_that_nobody_stated_is_refused_with_the_line_to_add() {
     let text =
         refused(member::consumer(NOWHERE, "no-window", dir.path()).handle(topic, member::handle)).await;
     assert!(
-        text.contains("topics.orders.window") && text.contains("window(Window::"),
+        text.contains("topics.orders.window: it is stated nowhere") && text.contains("add window = \"24h\""),
         "{text}"
     );
 }

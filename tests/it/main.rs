@@ -10,9 +10,13 @@
 mod bad_input;
 mod bad_store;
 mod events;
+mod foreign;
 mod frozen;
 mod kafka;
 mod member;
+mod memory;
 mod mock;
 mod rebalance;
+mod several_topics;
 mod smoke;
+mod traces;
