@@ -32,8 +32,7 @@ struct Input {
 impl Input {
     fn new(broker: &Broker, configs: &[(&str, &str)]) -> Self {
         let topic = kafka::unique("bad-input");
-        broker.create_topic(&topic, 1, configs);
-        broker.create_topic(&format!("{topic}.dead-letters"), 1, &[]);
+        member::create_topic(broker, &topic, 1, configs);
         Self {
             brokers: broker.bootstrap(),
             topic,
@@ -477,23 +476,6 @@ async fn a_topic_that_does_not_exist_is_refused_by_name() {
         "{text}"
     );
     assert!(text.contains("create it, or mend its name"), "{text}");
-}
-
-/// The default: nobody's retention is chosen by the way.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_missing_dead_letter_topic_is_refused_by_name() {
-    let Some(broker) = kafka::broker() else { return };
-    let dir = TempDir::new().unwrap();
-    let topic = kafka::unique("no-letters");
-    broker.create_topic(&topic, 1, &[]);
-    let topics = Topic::bytes(&topic, NonIdempotent)
-        .state(Effects::default())
-        .window(Window::hours(1));
-    let text =
-        refused(member::consumer(&broker.bootstrap(), &topic, dir.path()).handle(topics, member::handle))
-            .await;
-    assert!(text.contains(&format!("{topic}.dead-letters")), "{text}");
-    assert!(text.contains("dead_letter.create"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,8 +18,7 @@ use crate::member::{self, Effects, Member, Message, SOON};
 
 fn topic(broker: &Broker) -> String {
     let topic = kafka::unique("bad-store");
-    broker.create_topic(&topic, 1, &[]);
-    broker.create_topic(&format!("{topic}.dead-letters"), 1, &[]);
+    member::create_topic(broker, &topic, 1, &[]);
     topic
 }
 

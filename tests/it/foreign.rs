@@ -80,8 +80,7 @@ async fn what_another_client_sent_is_handled_once_by_token() {
         kafka::unique("flights"),
         TempDir::new().unwrap(),
     );
-    broker.create_topic(&topic, 3, &[]);
-    broker.create_topic(&format!("{topic}.dead-letters"), 1, &[]);
+    member::create_topic(broker, &topic, 3, &[]);
     let miles = Miles::default();
     // It runs while the producer sends.
     let member = Member::start(

@@ -165,8 +165,7 @@ async fn a_thawed_process_of_a_guarded_class_starts_and_commits_nothing_of_what_
 async fn thaws(class: Class) {
     let Some(broker) = kafka::broker() else { return };
     let topic = kafka::unique("frozen");
-    broker.create_topic(&topic, 1, &[]);
-    broker.create_topic(&format!("{topic}.dead-letters"), 1, &[]);
+    member::create_topic(broker, &topic, 1, &[]);
     let dirs = [TempDir::new().unwrap(), TempDir::new().unwrap()];
     let orders = Orders {
         brokers: broker.bootstrap(),

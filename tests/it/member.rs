@@ -384,6 +384,16 @@ impl Found {
     }
 }
 
+/// Creates a topic, and the one for its dead letters, which has to take its largest message with hapax's headers.
+pub(crate) fn create_topic(broker: &kafka::Broker, name: &str, partitions: i32, configs: &[(&str, &str)]) {
+    broker.create_topic(name, partitions, configs);
+    broker.create_topic(
+        &format!("{name}.dead-letters"),
+        1,
+        &[("max.message.bytes", "2097152")],
+    );
+}
+
 /// Every message of a topic, partition by partition.
 pub(crate) fn read_all(brokers: &str, topic: &str) -> Vec<Found> {
     let reader = reader(brokers, "unused");

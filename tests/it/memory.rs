@@ -40,8 +40,7 @@ async fn two_hundred_busy_partitions_stay_within_the_configured_memory() {
         kafka::unique("memory"),
         TempDir::new().unwrap(),
     );
-    broker.create_topic(&topic, PARTITIONS, &[]);
-    broker.create_topic(&format!("{topic}.dead-letters"), 1, &[]);
+    member::create_topic(broker, &topic, PARTITIONS, &[]);
     // Nothing to compress: what travels is what lies in memory.
     let mut random = fastrand::Rng::with_seed(1);
     let payload: String = std::iter::repeat_with(|| random.alphanumeric())

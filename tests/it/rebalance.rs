@@ -36,8 +36,7 @@ struct Group {
 impl Group {
     fn new(broker: &Broker, name: &str, partitions: i32, protocol: &'static str) -> Self {
         let topic = kafka::unique(name);
-        broker.create_topic(&topic, partitions, &[]);
-        broker.create_topic(&format!("{topic}.dead-letters"), 1, &[]);
+        member::create_topic(broker, &topic, partitions, &[]);
         Self {
             brokers: broker.bootstrap(),
             topic,

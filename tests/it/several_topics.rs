@@ -21,8 +21,7 @@ use crate::member::{self, Effects, Member, Message, SOON};
 
 fn topic(broker: &Broker, name: &str, partitions: i32) -> String {
     let topic = kafka::unique(name);
-    broker.create_topic(&topic, partitions, &[]);
-    broker.create_topic(&format!("{topic}.dead-letters"), 1, &[]);
+    member::create_topic(broker, &topic, partitions, &[]);
     topic
 }
 

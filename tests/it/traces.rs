@@ -24,8 +24,7 @@ async fn a_handler_runs_in_the_span_of_its_attempt() {
         kafka::unique("traces"),
         TempDir::new().unwrap(),
     );
-    broker.create_topic(&topic, 1, &[]);
-    broker.create_topic(&format!("{topic}.dead-letters"), 1, &[]);
+    member::create_topic(broker, &topic, 1, &[]);
     let with = |token: &str, traceparent: &str| Message {
         headers: vec![("traceparent".to_owned(), traceparent.as_bytes().to_vec())],
         ..Message::new(0, token, "payload")
