@@ -1,0 +1,276 @@
+//! The contestants that run in a process of this program. Each prints one line of JSON, or fails.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use hapax::accounts::Account;
+use hapax::config::{ByteCount, Listen};
+use hapax::{Class, Consumer, Context, Summary, Topic, Window};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::{Headers as _, Message as _};
+use serde::{Deserialize, Serialize};
+
+use crate::broker::Observer;
+use crate::{Result, filled, process};
+
+/// The header that all contestants read the token from.
+const HEADER: &str = "idempotency-key";
+/// All that was run is recorded and committed within this, or the run has failed.
+const COMMITTED_WITHIN: Duration = Duration::from_secs(60);
+
+/// One contestant's work.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Task {
+    #[arg(long)]
+    pub(crate) kind: Kind,
+    #[arg(long, default_value = "")]
+    pub(crate) brokers: String,
+    #[arg(long, default_value = "")]
+    pub(crate) topic: String,
+    #[arg(long, default_value = "")]
+    pub(crate) group: String,
+    #[arg(long)]
+    pub(crate) state_dir: PathBuf,
+    /// Messages in the topic, or tokens in the store.
+    #[arg(long)]
+    pub(crate) count: u64,
+    /// hapax's `memory`, in MiB; its default where it is left out.
+    #[arg(long)]
+    pub(crate) memory_mib: Option<u64>,
+    /// librdkafka properties of the bare loop, as KEY=VALUE.
+    #[arg(long)]
+    pub(crate) set: Vec<String>,
+}
+
+/// Which contestant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    /// A loop around librdkafka's poll that reads one header.
+    Bare,
+    /// hapax with an idempotent handler that does nothing.
+    Idempotent,
+    /// hapax with a non-idempotent handler that does nothing.
+    NonIdempotent,
+    /// Fills a store, and waits to be killed.
+    Fill,
+    /// Opens that store, loads its partitions, closes it.
+    Reopen,
+}
+
+/// What a contestant came to.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Measured {
+    /// Messages, or tokens.
+    pub(crate) count: u64,
+    /// From the first message to the last one, dealt with as the contestant promises.
+    pub(crate) seconds: f64,
+    /// Peak resident set.
+    pub(crate) rss_kib: u64,
+    /// Seconds on a processor by thread, at the last message.
+    pub(crate) cpu: BTreeMap<String, f64>,
+}
+
+pub(crate) fn run(task: Task) -> Result<()> {
+    let measured = match task.kind {
+        Kind::Bare => bare(&task),
+        Kind::Idempotent => hapax(&task, Class::Idempotent),
+        Kind::NonIdempotent => hapax(&task, Class::NonIdempotent),
+        Kind::Fill => fill(&task),
+        Kind::Reopen => reopen(&task),
+    }?;
+    println!("{}", serde_json::to_string(&measured)?);
+    if task.kind == Kind::Fill {
+        // The driver kills it now: the next one to open the store finds what a kill leaves.
+        loop {
+            thread::park();
+        }
+    }
+    Ok(())
+}
+
+/// One thread, one consumer queue, one header, nothing committed: what librdkafka gives at its best.
+fn bare(task: &Task) -> Result<Measured> {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", &task.brokers)
+        .set("group.id", &task.group)
+        .set("auto.offset.reset", "earliest")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false");
+    for pair in &task.set {
+        let (key, value) = pair.split_once('=').ok_or("--set wants KEY=VALUE")?;
+        config.set(key, value);
+    }
+    let consumer: BaseConsumer = config.create()?;
+    consumer.subscribe(&[&task.topic])?;
+    let mut first = None;
+    let mut count = 0;
+    while count < task.count {
+        let Some(message) = consumer.poll(Duration::from_secs(60)) else {
+            return Err(format!("bare: no message for a minute after {count} of {}", task.count).into());
+        };
+        let message = message?;
+        first.get_or_insert_with(Instant::now);
+        let headers = message.headers().ok_or("bare: a message without headers")?;
+        let token = headers.iter().find(|header| header.key == HEADER);
+        let token = token
+            .and_then(|header| header.value)
+            .ok_or("bare: a message without a token")?;
+        std::hint::black_box(token);
+        count += 1;
+    }
+    let took = first.map(|first| first.elapsed()).unwrap_or_default();
+    Ok(Measured {
+        count,
+        seconds: took.as_secs_f64(),
+        rss_kib: process::peak_rss_kib()?,
+        cpu: process::cpu_by_thread()?,
+    })
+}
+
+/// What the handler counts.
+#[derive(Debug)]
+struct Progress {
+    wanted: u64,
+    ran: AtomicU64,
+    first: OnceLock<Instant>,
+    all: tokio::sync::Notify,
+}
+
+impl Progress {
+    fn one(&self) {
+        let before = self.ran.fetch_add(1, Ordering::Relaxed);
+        if before == 0 {
+            let _ = self.first.set(Instant::now());
+        }
+        if before + 1 == self.wanted {
+            self.all.notify_one();
+        }
+    }
+}
+
+/// hapax with its defaults. The clock starts at the first call of the handler, and stops when another client sees that
+/// the group has committed the ends of the log. The consumer is asked to stop once the last handler has run, so that
+/// the rest of a commit interval is not counted; a drain records and commits what has run.
+fn hapax(task: &Task, class: Class) -> Result<Measured> {
+    let observer = Observer::new(&task.brokers, &task.topic, &task.group)?;
+    let (ends, held) = observer.ends()?;
+    if held != task.count {
+        return Err(format!("topic {} holds {held} messages, not {}", task.topic, task.count).into());
+    }
+    let progress = Arc::new(Progress {
+        wanted: task.count,
+        ran: AtomicU64::new(0),
+        first: OnceLock::new(),
+        all: tokio::sync::Notify::new(),
+    });
+    let topic = Topic::bytes(&task.topic, class)
+        .window(Window::hours(24))
+        .state(Arc::clone(&progress));
+    let consumer = Consumer::local(&task.group, &task.state_dir)
+        .brokers(&task.brokers)
+        .with(|layer| {
+            layer.memory = task.memory_mib.map(ByteCount::mib);
+            // Several of these may run on one machine.
+            layer.admin.listen = Some(Listen::Off);
+        })
+        .handle(topic, |_payload, cx: Context<Arc<Progress>>| async move {
+            cx.state().one();
+            Ok(())
+        });
+
+    let (run_out, ran_out) = mpsc::channel();
+    let watcher = thread::Builder::new()
+        .name("bench-observer".into())
+        .spawn(move || {
+            // Nothing is asked while messages are taken. An error here is that `consumer` has failed, which says why.
+            ran_out.recv().ok()?;
+            Some(observer.await_committed(&ends, COMMITTED_WITHIN))
+        })?;
+    let mut cpu = Ok(BTreeMap::new());
+    let runtime = tokio::runtime::Runtime::new()?;
+    let summary = runtime.block_on(consumer.run_until(async {
+        progress.all.notified().await;
+        cpu = process::cpu_by_thread();
+        let _ = run_out.send(());
+    }));
+    drop(run_out);
+    let committed = watcher.join().map_err(|_| "the observer panicked")?;
+    let summary = summary.map_err(|error| chain(&error))?;
+    let committed = committed.ok_or("the consumer ended before all messages had run")??;
+    check(&summary, task.count)?;
+    let first = progress.first.get().ok_or("no handler has run")?;
+    Ok(Measured {
+        count: task.count,
+        seconds: committed.duration_since(*first).as_secs_f64(),
+        rss_kib: process::peak_rss_kib()?,
+        cpu: cpu?,
+    })
+}
+
+/// Every message is done, once, and the books balance.
+fn check(summary: &Summary, wanted: u64) -> Result<()> {
+    let (mut taken, mut done) = (0, 0);
+    for balance in &summary.balances {
+        taken += balance.taken;
+        done += balance.of(Account::Done);
+        if balance.remainder() != 0 {
+            return Err(format!("the books do not balance: {balance:?}").into());
+        }
+    }
+    if (taken, done) != (wanted, wanted) {
+        return Err(format!("{taken} messages taken, {done} done, {wanted} expected: {summary:?}").into());
+    }
+    Ok(())
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+fn fill(task: &Task) -> Result<Measured> {
+    let store = filled::open(&task.state_dir)?;
+    let begun = Instant::now();
+    filled::fill(&store, filled::Span::new(task.count, 5))?;
+    Ok(Measured {
+        count: task.count,
+        seconds: begun.elapsed().as_secs_f64(),
+        rss_kib: process::peak_rss_kib()?,
+        cpu: process::cpu_by_thread()?,
+    })
+}
+
+fn reopen(task: &Task) -> Result<Measured> {
+    use hapax::store::Store as _;
+    let begun = Instant::now();
+    let store = filled::open(&task.state_dir)?;
+    let mut points = 0;
+    for number in 0..filled::PARTITIONS {
+        let known = store.load(filled::partition(&store, number)?)?;
+        let position = known.position.ok_or("a partition has lost its position")?;
+        points += position.commit_point.0;
+    }
+    let took = begun.elapsed();
+    if u64::try_from(points)? != task.count {
+        return Err(format!("the store knows {points} tokens, {} were written", task.count).into());
+    }
+    store.close()?;
+    Ok(Measured {
+        count: task.count,
+        seconds: took.as_secs_f64(),
+        rss_kib: process::peak_rss_kib()?,
+        cpu: process::cpu_by_thread()?,
+    })
+}
