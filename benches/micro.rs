@@ -120,7 +120,7 @@ fn store(buckets: usize) -> &'static RocksStore {
 fn judge(bencher: Bencher<'_, '_>, buckets: usize, found: usize, pick: impl Fn(u64) -> u64) {
     let store = store(buckets);
     let partition = filled::partition(store, 0).unwrap();
-    let since_ms = filled::Span::new(TOKENS, buckets).end_ms() - filled::WINDOW_MS;
+    let since_ms = filled::Span::new(TOKENS, buckets).at_ms(TOKENS) - filled::WINDOW_MS;
     let batches: Vec<Vec<TokenKey>> = (0..TURNS)
         .map(|turn| {
             let numbers = turn * BATCH as u64..(turn + 1) * BATCH as u64;

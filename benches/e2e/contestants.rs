@@ -24,6 +24,10 @@ const HEADER: &str = "idempotency-key";
 /// All that was run is recorded and committed within this, or the run has failed.
 const COMMITTED_WITHIN: Duration = Duration::from_secs(60);
 
+/// One poll of the bare loop, and how many in a row may bring nothing.
+const POLL: Duration = Duration::from_millis(100);
+const SILENT_POLLS_MAX: u32 = 600;
+
 /// One contestant's work.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Task {
@@ -111,10 +115,17 @@ fn bare(task: &Task) -> Result<Measured> {
     consumer.subscribe(&[&task.topic])?;
     let mut first = None;
     let mut count = 0;
+    let mut silent = 0;
     while count < task.count {
-        let Some(message) = consumer.poll(Duration::from_secs(60)) else {
-            return Err(format!("bare: no message for a minute after {count} of {}", task.count).into());
+        let Some(message) = consumer.poll(POLL) else {
+            // A rebalance also ends a poll without a message.
+            silent += 1;
+            if silent > SILENT_POLLS_MAX {
+                return Err(format!("bare: {count} of {} messages, and no more come", task.count).into());
+            }
+            continue;
         };
+        silent = 0;
         let message = message?;
         first.get_or_insert_with(Instant::now);
         let headers = message.headers().ok_or("bare: a message without headers")?;

@@ -91,14 +91,9 @@ impl Span {
         Self { tokens, span_ms }
     }
 
-    /// When the token of that number is first seen.
+    /// When the token of that number is first seen; of the number after the last, the end of the span.
     pub(crate) const fn at_ms(self, number: u64) -> i64 {
         START_MS + (self.span_ms as u64 * number / self.tokens) as i64
-    }
-
-    /// Partition time once all are in: look-ups ask from one window before it.
-    pub(crate) const fn end_ms(self) -> i64 {
-        START_MS + self.span_ms
     }
 }
 

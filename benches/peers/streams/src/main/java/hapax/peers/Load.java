@@ -71,6 +71,8 @@ public final class Load {
         }
 
         create(brokers, topic, partitions);
+        // Asking waits until every partition has a leader that knows it: the producer does not repeat what one refuses.
+        stored(brokers, topic, partitions);
         AtomicReference<Exception> failure = new AtomicReference<>();
         long endMillis = System.currentTimeMillis();
         long startNanos = System.nanoTime();
