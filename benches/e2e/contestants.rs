@@ -81,6 +81,11 @@ pub(crate) struct Measured {
 }
 
 pub(crate) fn run(task: Task) -> Result<()> {
+    // What hapax warns of belongs beside a figure that it may explain.
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::WARN)
+        .init();
     let measured = match task.kind {
         Kind::Bare => bare(&task),
         Kind::Idempotent => hapax(&task, Class::Idempotent),
