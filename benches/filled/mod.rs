@@ -115,6 +115,7 @@ pub(crate) fn fill(store: &RocksStore, span: Span) -> Result<(), Error> {
                 commit_point: NextOffset((to / PARTITIONS as u64) as i64),
                 time_ms: Some(span.at_ms(to)),
                 written_ms: span.at_ms(to),
+                acknowledged_ms: None,
             });
             Ok(changes)
         });
