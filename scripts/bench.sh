@@ -49,10 +49,14 @@ wanted() {
 }
 
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$HOME/.cache/hapax-target}
-# `cargo build`, not `cargo bench`: the same profile and features as everything else, or RocksDB is built again.
+# `cargo build`, not `cargo bench`: the same profile and features as everything else, or RocksDB is built again. Cargo
+# builds the `hapax` binary beside a bench, so the path is taken from the line of the bench itself.
 program() {
-    cargo build --release --locked --features testing --bench "$1" --message-format json-render-diagnostics |
-        sed -n 's|.*"executable":"\([^"]*\)".*|\1|p' | tail -n 1
+    local path
+    path=$(cargo build --release --locked --features testing --bench "$1" --message-format json-render-diagnostics |
+        sed -n '/"kind":\["bench"\]/s|.*"executable":"\([^"]*\)".*|\1|p')
+    [ -x "$path" ] || { say "cargo did not say where the bench $1 is"; exit 1; }
+    echo "$path"
 }
 
 if wanted micro; then

@@ -74,6 +74,9 @@ pub(crate) struct Measured {
     pub(crate) count: u64,
     /// From the first message to the last one, dealt with as the contestant promises.
     pub(crate) seconds: f64,
+    /// Of these, after the last handler: the rest of the records, the drain, the commit.
+    #[serde(default)]
+    pub(crate) end_seconds: f64,
     /// Peak resident set.
     pub(crate) rss_kib: u64,
     /// Seconds on a processor by thread, at the last message.
@@ -145,6 +148,7 @@ fn bare(task: &Task) -> Result<Measured> {
     Ok(Measured {
         count,
         seconds: took.as_secs_f64(),
+        end_seconds: 0.0,
         rss_kib: process::peak_rss_kib()?,
         cpu: process::cpu_by_thread()?,
     })
@@ -156,6 +160,7 @@ struct Progress {
     wanted: u64,
     ran: AtomicU64,
     first: OnceLock<Instant>,
+    last: OnceLock<Instant>,
     all: tokio::sync::Notify,
 }
 
@@ -166,6 +171,7 @@ impl Progress {
             let _ = self.first.set(Instant::now());
         }
         if before + 1 == self.wanted {
+            let _ = self.last.set(Instant::now());
             self.all.notify_one();
         }
     }
@@ -184,6 +190,7 @@ fn hapax(task: &Task, class: Class) -> Result<Measured> {
         wanted: task.count,
         ran: AtomicU64::new(0),
         first: OnceLock::new(),
+        last: OnceLock::new(),
         all: tokio::sync::Notify::new(),
     });
     let topic = Topic::bytes(&task.topic, class)
@@ -221,10 +228,12 @@ fn hapax(task: &Task, class: Class) -> Result<Measured> {
     let summary = summary.map_err(|error| chain(&error))?;
     let committed = committed.ok_or("the consumer ended before all messages had run")??;
     check(&summary, task.count)?;
-    let first = progress.first.get().ok_or("no handler has run")?;
+    let (first, last) = (progress.first.get(), progress.last.get());
+    let (first, last) = first.zip(last).ok_or("no handler has run")?;
     Ok(Measured {
         count: task.count,
         seconds: committed.duration_since(*first).as_secs_f64(),
+        end_seconds: committed.duration_since(*last).as_secs_f64(),
         rss_kib: process::peak_rss_kib()?,
         cpu: cpu?,
     })
@@ -263,6 +272,7 @@ fn fill(task: &Task) -> Result<Measured> {
     Ok(Measured {
         count: task.count,
         seconds: begun.elapsed().as_secs_f64(),
+        end_seconds: 0.0,
         rss_kib: process::peak_rss_kib()?,
         cpu: process::cpu_by_thread()?,
     })
@@ -286,6 +296,7 @@ fn reopen(task: &Task) -> Result<Measured> {
     Ok(Measured {
         count: task.count,
         seconds: took.as_secs_f64(),
+        end_seconds: 0.0,
         rss_kib: process::peak_rss_kib()?,
         cpu: process::cpu_by_thread()?,
     })
