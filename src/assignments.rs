@@ -18,7 +18,7 @@ use crate::accounts::{Accounts, Balance};
 use crate::attempt::panic_text;
 use crate::broker::{self, CommitMark, Committed};
 use crate::clock::{self, Clock, Instant};
-use crate::commits::Commits;
+use crate::commits::{Commits, Due};
 use crate::config::{Cold, Deleted, Start};
 use crate::error::Error;
 use crate::fence::{Fence, Gate};
@@ -67,6 +67,17 @@ pub(crate) struct Prepared {
     gate: Gate,
     known: Known,
     wiring: Arc<Wiring>,
+}
+
+impl Prepared {
+    /// The commit that its task waits for: of its start, with this store's mark.
+    pub(crate) fn first_commit(&self) -> Due {
+        Due {
+            id: self.id,
+            point: self.start,
+            gate: self.gate.clone(),
+        }
+    }
 }
 
 /// What a decision about a partition needs to know besides the store.

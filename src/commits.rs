@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use crate::clock::Instant;
 use crate::fence::Gate;
 use crate::ledger::CommitPoint;
 use crate::message::NextOffset;
@@ -16,6 +18,15 @@ use crate::store::PartitionId;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Commits(Arc<Mutex<BTreeMap<PartitionId, Entry>>>);
 
+/// A commit point that is to be committed now.
+#[derive(Debug)]
+pub(crate) struct Due {
+    pub(crate) id: PartitionId,
+    pub(crate) point: CommitPoint,
+    /// Whose assignment it is.
+    pub(crate) gate: Gate,
+}
+
 #[derive(Debug)]
 struct Entry {
     gate: Gate,
@@ -24,7 +35,12 @@ struct Entry {
     sent: Option<CommitPoint>,
     /// What the broker acknowledged: the commit point that rules.
     acknowledged: Option<CommitPoint>,
+    /// Not before this is a refused one sent again.
+    again: Option<Instant>,
 }
+
+/// How long after a refusal the same commit is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
 
 impl Commits {
     fn board(&self) -> MutexGuard<'_, BTreeMap<PartitionId, Entry>> {
@@ -39,6 +55,7 @@ impl Commits {
             published: start,
             sent: None,
             acknowledged: Some(start),
+            again: None,
         };
         self.board().insert(id, entry);
     }
@@ -59,48 +76,55 @@ impl Commits {
         }
     }
 
-    /// What is to be committed now. Each point taken is out until it is [`answered`](Self::answered) or
-    /// [failed](Self::all_failed), so whoever takes it must send it.
-    pub(crate) fn take_due(&self) -> Vec<(PartitionId, CommitPoint)> {
-        Self::take(&mut self.board(), |_| true)
+    /// What is to be committed now. Each point taken is out until it is [`answered`](Self::answered), so whoever takes
+    /// it must send it.
+    pub(crate) fn take_due(&self, now: Instant) -> Vec<Due> {
+        Self::take(&mut self.board(), |_, entry| {
+            entry.again.is_none_or(|again| again <= now)
+        })
     }
 
     /// What is to be committed now of partitions that are drained. Whatever was sent of them before is sent again, if
     /// it is still due: its answer may come too late. Other partitions are left as they are.
-    pub(crate) fn take_last(&self, drained: &[PartitionId]) -> Vec<(PartitionId, CommitPoint)> {
+    pub(crate) fn take_last(&self, drained: &[PartitionId]) -> Vec<Due> {
         let mut board = self.board();
         for id in drained {
             if let Some(entry) = board.get_mut(id) {
                 entry.sent = None;
             }
         }
-        Self::take(&mut board, |id| drained.contains(id))
+        Self::take(&mut board, |id, _| drained.contains(id))
     }
 
-    fn take(
-        board: &mut BTreeMap<PartitionId, Entry>,
-        of: impl Fn(&PartitionId) -> bool,
-    ) -> Vec<(PartitionId, CommitPoint)> {
+    fn take(board: &mut BTreeMap<PartitionId, Entry>, of: impl Fn(&PartitionId, &Entry) -> bool) -> Vec<Due> {
         let due = board.iter_mut().filter(|(id, entry)| {
-            of(id)
+            of(id, entry)
                 && entry.gate.accepts()
                 && entry.sent.is_none()
                 && entry.acknowledged != Some(entry.published)
         });
         due.map(|(id, entry)| {
             entry.sent = Some(entry.published);
-            (*id, entry.published)
+            Due {
+                id: *id,
+                point: entry.published,
+                gate: entry.gate.clone(),
+            }
         })
         .collect()
     }
 
     /// The broker's answer for one partition.
-    pub(crate) fn answered(&self, id: PartitionId, next: NextOffset, accepted: bool) {
+    pub(crate) fn answered(&self, id: PartitionId, next: NextOffset, accepted: bool, now: Instant) {
         if let Some(entry) = self.board().get_mut(&id)
             && let Some(sent) = entry.sent.take_if(|sent| sent.next == next)
-            && accepted
         {
-            entry.acknowledged = Some(sent);
+            if accepted {
+                entry.acknowledged = Some(sent);
+                entry.again = None;
+            } else {
+                entry.again = Some(now + AGAIN);
+            }
         }
     }
 
@@ -109,13 +133,6 @@ impl Commits {
         let board = self.board();
         ids.iter()
             .any(|id| board.get(id).is_some_and(|entry| entry.sent.is_some()))
-    }
-
-    /// Nothing of what was sent has been answered, and nothing will be.
-    pub(crate) fn all_failed(&self) {
-        for entry in self.board().values_mut() {
-            entry.sent = None;
-        }
     }
 
     /// Partition time at the point that the broker has.
@@ -150,18 +167,31 @@ mod tests {
         }
     }
 
+    fn at(ms: u64) -> Instant {
+        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        *START.get_or_init(crate::clock::now) + Duration::from_millis(ms)
+    }
+
+    fn taken(due: Vec<Due>) -> Vec<(PartitionId, CommitPoint)> {
+        due.into_iter().map(|due| (due.id, due.point)).collect()
+    }
+
     #[test]
     fn a_failed_commit_is_due_again_and_the_acknowledged_one_rules() {
         let (commits, gate) = (Commits::default(), Gate::mint(Fence(0)));
         commits.assign(ID, &gate, point(5));
-        assert!(commits.take_due().is_empty());
+        assert!(commits.take_due(at(0)).is_empty());
         commits.publish(ID, &gate, point(9));
-        assert_eq!(commits.take_due(), [(ID, point(9))]);
-        assert!(commits.take_due().is_empty(), "one at a time");
-        commits.answered(ID, NextOffset(9), false);
+        assert_eq!(taken(commits.take_due(at(0))), [(ID, point(9))]);
+        assert!(commits.take_due(at(0)).is_empty(), "one at a time");
+        commits.answered(ID, NextOffset(9), false, at(0));
         assert_eq!(commits.acknowledged(), [(ID, point(5))]);
-        assert_eq!(commits.take_due(), [(ID, point(9))]);
-        commits.answered(ID, NextOffset(9), true);
+        assert!(
+            commits.take_due(at(499)).is_empty(),
+            "not at once: the coordinator may be away"
+        );
+        assert_eq!(taken(commits.take_due(at(500))), [(ID, point(9))]);
+        commits.answered(ID, NextOffset(9), true, at(0));
         assert_eq!(commits.acknowledged(), [(ID, point(9))]);
     }
 
@@ -174,14 +204,14 @@ mod tests {
             commits.assign(id, &gate, point(0));
             commits.publish(id, &gate, point(1));
         }
-        assert_eq!(commits.take_last(&[ID]), [(ID, point(1))]);
-        assert_eq!(commits.take_due(), [(KEPT, point(1))]);
+        assert_eq!(taken(commits.take_last(&[ID])), [(ID, point(1))]);
+        assert_eq!(taken(commits.take_due(at(0))), [(KEPT, point(1))]);
         assert_eq!(
-            commits.take_last(&[ID]),
+            taken(commits.take_last(&[ID])),
             [(ID, point(1))],
             "its answer is not waited for"
         );
-        assert!(commits.take_due().is_empty());
+        assert!(commits.take_due(at(0)).is_empty());
     }
 
     #[test]
@@ -190,12 +220,12 @@ mod tests {
         commits.assign(ID, &gate, point(0));
         commits.publish(ID, &gate, point(1));
         gate.clear();
-        assert!(commits.take_due().is_empty());
+        assert!(commits.take_due(at(0)).is_empty());
         let next = Gate::mint(gate.fence());
         commits.assign(ID, &next, point(0));
         commits.publish(ID, &gate, point(7));
         assert!(
-            commits.take_due().is_empty(),
+            commits.take_due(at(0)).is_empty(),
             "what the older assignment publishes is not the newer one's"
         );
     }

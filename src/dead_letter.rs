@@ -39,6 +39,13 @@ pub const PREFIX: &str = "hapax-";
 /// An error text longer than this is cut: a letter must fit where its message fitted.
 const ERROR_BYTES_MAX: usize = 1_024;
 
+/// A token longer than this is cut, for the same reason: it may be refused because it is longer still.
+const TOKEN_BYTES_MAX: usize = 1_024;
+
+/// What the headers of a letter add to its message at most, in bytes: an error and a token at their limits, and the
+/// rest with its names. A dead-letter topic must take its input's largest message and this much more.
+pub const HEADER_BYTES_MAX: u64 = 16 << 10;
+
 /// Builds the letter.
 #[must_use]
 pub fn letter(to: &str, message: &Kept, lineage: &Lineage<'_>) -> Letter {
@@ -56,7 +63,8 @@ pub fn letter(to: &str, message: &Kept, lineage: &Lineage<'_>) -> Letter {
     add("attempts", lineage.attempts.to_string());
     add("class", lineage.class.to_string());
     if let Some(token) = lineage.token {
-        add("token", token.to_owned());
+        // Whole it could be as long as the message, and the letter too long to be taken.
+        add("token", cut(token, TOKEN_BYTES_MAX).to_owned());
     }
     add("topic", lineage.topic.to_owned());
     add("partition", lineage.partition.to_string());
@@ -148,6 +156,31 @@ mod tests {
         };
         assert_eq!(id(&lineage()), id(&lineage()));
         assert_ne!(id(&lineage()), id(&other));
+    }
+
+    #[test]
+    fn a_letter_is_no_longer_than_its_message_and_the_room_for_headers() {
+        let message = Kept {
+            timestamp_ms: None,
+            key: None,
+            payload: None,
+            headers: Vec::new(),
+        };
+        let long = "é".repeat(1 << 20);
+        let topic = "t".repeat(249);
+        let lineage = Lineage {
+            error: &long,
+            token: Some(&long),
+            topic: &topic,
+            ..lineage()
+        };
+        let letter = letter("orders.dead-letters", &message, &lineage);
+        let bytes: usize = letter
+            .headers
+            .iter()
+            .map(|(name, value)| name.len() + value.as_ref().map_or(0, Bytes::len))
+            .sum();
+        assert!(bytes as u64 <= HEADER_BYTES_MAX, "{bytes}");
     }
 
     #[test]

@@ -50,3 +50,7 @@ pub use handler::{
 pub use message::{NextOffset, Offset, Raw};
 #[cfg(all(feature = "rocks", feature = "kafka"))]
 pub use runtime::Summary;
+
+#[doc = include_str!("../README.md")]
+#[cfg(all(doctest, feature = "rocks", feature = "kafka"))]
+struct Readme;

@@ -419,6 +419,9 @@ impl<'a> Fields<'a> {
 }
 
 #[cfg(test)]
+mod golden;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -69,6 +69,19 @@ impl Reader {
     }
 }
 
+/// For people: as configuration names it.
+impl fmt::Display for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header(name) => write!(f, "header `{name}`"),
+            Self::Key => f.write_str("the message key"),
+            Self::Json(pointer) => write!(f, "JSON `{pointer}`"),
+            Self::Offset => f.write_str("the message's position"),
+            Self::Code(name, _) => write!(f, "code `{name}`"),
+        }
+    }
+}
+
 impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name())
@@ -188,7 +201,7 @@ impl Extractor {
             if token.len() > self.bytes_max {
                 keys.truncate(start);
                 return Found::TooLong {
-                    source: source.reader.name(),
+                    source: source.reader.to_string(),
                     bytes: token.len(),
                 };
             }
@@ -272,9 +285,12 @@ impl LazyJson {
     }
 }
 
-/// RFC 9562, section 5.7: the first 48 bits are Unix milliseconds, the version nibble follows them.
+/// RFC 9562, section 5.7: the first 48 bits are Unix milliseconds, the version nibble follows them. A time before 2020
+/// is no birth: UUIDv7 was not written down then, and what looks like one is random digits.
 fn uuid_v7_ms(token: &[u8]) -> Option<i64> {
-    if token.len() != 36 || token.get(14) != Some(&b'7') {
+    // Version and variant both: of tokens that only look like a UUID one in 16 has a 7 where the version is.
+    let has_variant = token.get(19).is_some_and(|digit| b"89abAB".contains(digit));
+    if token.len() != 36 || token.get(14) != Some(&b'7') || !has_variant {
         return None;
     }
     if ![8, 13, 18, 23].iter().all(|&dash| token.get(dash) == Some(&b'-')) {
@@ -283,8 +299,10 @@ fn uuid_v7_ms(token: &[u8]) -> Option<i64> {
     let text = std::str::from_utf8(token).ok()?;
     let high = i64::from_str_radix(text.get(..8)?, 16).ok()?;
     let low = i64::from_str_radix(text.get(9..13)?, 16).ok()?;
-    Some((high << 16) | low)
+    Some((high << 16) | low).filter(|birth| *birth >= YEAR_2020_MS)
 }
+
+const YEAR_2020_MS: i64 = 1_577_836_800_000;
 
 /// A child token: the name of one step of the handler, the same at every attempt of one message's token.
 ///
@@ -371,7 +389,7 @@ mod tests {
         assert_eq!(
             found,
             Found::TooLong {
-                source: "header:a".into(),
+                source: "header `a`".into(),
                 bytes: 17
             }
         );
@@ -425,10 +443,17 @@ mod tests {
         // 0x018bcfe5687b = 1_700_000_000_123
         let v7: &[u8] = b"018bcfe5-687b-7000-8000-000000000000";
         assert_eq!(birth(&[("idempotency-key", Some(v7))]), Some(1_700_000_000_123));
-        assert_eq!(
-            birth(&[("idempotency-key", Some(b"018bcfe5-687b-4000-8000-000000000000"))]),
-            None
-        );
+        for other in [
+            &b"018bcfe5-687b-4000-8000-000000000000"[..],
+            b"018bcfe5-687b-7000-c000-000000000000",
+            b"008bcfe5-687b-7000-8000-000000000000",
+        ] {
+            assert_eq!(
+                birth(&[("idempotency-key", Some(other))]),
+                None,
+                "another version, variant or age"
+            );
+        }
         assert_eq!(
             birth(&[(
                 "idempotency-key",

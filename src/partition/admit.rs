@@ -98,7 +98,9 @@ impl Partition {
             Concurrency::ByKey(_) => raw
                 .key()
                 .map(|key| u64::from(crc32fast::hash(key)) << 32 | key.len() as u64),
-            _ => None,
+            // The partition is one key: what is begun ahead waits for what comes before it.
+            Concurrency::Ordered => Some(0),
+            Concurrency::Unordered(_) => None,
         }
     }
 

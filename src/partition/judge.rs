@@ -76,7 +76,11 @@ impl Partition {
             let is_inside =
                 self.window
                     .holds(work.judged_ms, closed.first_seen_ms, closed.offset, commit_point);
-            let suppresses = matches!(closed.end, End::Done(_) | End::Invalidated);
+            let suppresses = match closed.end {
+                End::Done(_) | End::Invalidated => true,
+                End::Failed(reason) => !self.runs_after(reason),
+                End::Forgotten => false,
+            };
             (
                 self.is_redelivery_of(id, closed),
                 is_inside && suppresses,
@@ -125,7 +129,7 @@ impl Partition {
         self.wiring.meters.hits.increment(1);
         match closed.end {
             End::Done(_) => self.duplicate(id, closed, keys_found),
-            End::Failed(_) if self.wiring.policy.after_failure == AfterFailure::Run => self.run_anew(id),
+            End::Failed(reason) if self.runs_after(reason) => self.run_anew(id),
             End::Failed(_) => self.duplicate(id, closed, keys_found),
             End::Invalidated if self.wiring.policy.mode == Mode::Observe => self.run_observed(id),
             End::Invalidated => self.refuse(
@@ -135,6 +139,17 @@ impl Partition {
             ),
             End::Forgotten => self.run_anew(id),
         }
+    }
+
+    /// Whether a message runs whose token failed for that reason. What was given up *in doubt* may have been applied:
+    /// no policy runs that again for a guarded class.
+    fn runs_after(&self, reason: Reason) -> bool {
+        let policy = &self.wiring.policy;
+        let was_in_doubt = matches!(
+            reason,
+            Reason::Moved | Reason::HeldTooLong | Reason::Crashed | Reason::Operator
+        );
+        policy.after_failure == AfterFailure::Run && !(policy.class.is_guarded() && was_in_doubt)
     }
 
     /// Its token is new, or as good as new.

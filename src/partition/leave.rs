@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 use super::work::{Holder, OpenId, Origin, Phase, Resting, RestingState, WorkId};
 use super::{Draining, Leaving, Partition};
 use crate::clock;
-use crate::outcome::{Open, Reason, Stage};
+use crate::outcome::{HeldFor, Open, Reason, Stage};
 use crate::store::Known;
 
 impl Partition {
@@ -52,6 +52,21 @@ impl Partition {
             self.take_resting(found);
             if open.offset.0 < commit_point.0 {
                 self.give_up_restored(open, Reason::Moved, MOVED.to_owned());
+            } else if matches!(
+                &open.stage,
+                Stage::Held {
+                    why: HeldFor::InDoubt,
+                    ..
+                }
+            ) {
+                // The message is the next owner's; that it is in doubt stays known, should it come back here.
+                self.changes.opened.push(Open {
+                    stage: Stage::Begun {
+                        not_applied: false,
+                        message: None,
+                    },
+                    ..open.clone()
+                });
             } else if let Some(key) = open.keys.first() {
                 // Kafka delivers it to the next owner.
                 self.changes.removed.push((*key, open.offset));

@@ -194,7 +194,20 @@ impl Partition {
             return;
         };
         let Some(why) = work.held_for else { return };
-        let behind = work.held_behind;
+        let (behind, offset) = (work.held_behind, work.offset());
+        // It waited twice behind its token: found in the store, and delivered again. They share one record.
+        let first = behind.and_then(|first| self.resting.get(first));
+        let is_held = |behind: &OpenId| self.resting.get(*behind).is_some_and(|r| r.offset == offset);
+        if first.is_some_and(|first| first.behind.iter().any(is_held)) {
+            let bytes = Kept::copy_of(&work.raw()).bytes();
+            self.uncount_held(bytes);
+            self.wiring.meters.redeliveries.increment(1);
+            self.finish(id, Account::Redelivery, None);
+            return;
+        }
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
         let resting = Resting {
             keys: work.keys.clone(),
             offset: work.offset(),

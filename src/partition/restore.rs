@@ -48,6 +48,8 @@ impl Partition {
                     self.count_restored(&open);
                     let why = *why;
                     match verdict {
+                        // Not beside whoever has its token open, but after it.
+                        Some(Verdict::Run) if why == HeldFor::Token => self.rest_or_follow(&open, why),
                         Some(verdict) => self.carry_out(&open, *verdict),
                         None if too_old => {
                             let error = self.held_for_too_long(open.since_ms);

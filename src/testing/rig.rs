@@ -14,7 +14,7 @@ use crate::assignments::{Assignments, Facts, Parts};
 use crate::attempt::Factory;
 use crate::broker::{self, CommitMark, Committed, Letter, Letters, Sending};
 use crate::clock::Clock;
-use crate::commits::Commits;
+use crate::commits::{Commits, Due};
 use crate::config::{Cold, Limits, Start, TopicPolicy};
 use crate::error::Error;
 use crate::journal::{Failure, Journal, Submission};
@@ -40,6 +40,36 @@ impl Journal for Inline {
         match self.0.apply(&[submission.changes]) {
             Ok(()) => submission.acks.acknowledge(submission.number),
             Err(error) => submission.acks.fail(Failure::Broken(crate::error::chain(&error))),
+        }
+    }
+}
+
+/// A journal that takes its time: what is submitted meanwhile becomes durable together, as one group.
+struct Late(mpsc::UnboundedSender<Submission>);
+
+impl Late {
+    fn start(store: Arc<dyn Store>, delay: Duration) -> Self {
+        let (submissions, mut inbox) = mpsc::unbounded_channel::<Submission>();
+        let journal = Inline(store);
+        tokio::spawn(async move {
+            while let Some(first) = inbox.recv().await {
+                crate::clock::sleep_until(crate::clock::now() + delay).await;
+                journal.submit(first);
+                while let Ok(next) = inbox.try_recv() {
+                    journal.submit(next);
+                }
+            }
+        });
+        Self(submissions)
+    }
+}
+
+impl Journal for Late {
+    fn submit(&self, submission: Submission) {
+        if let Err(mpsc::error::SendError(submission)) = self.0.send(submission) {
+            submission
+                .acks
+                .fail(Failure::Broken("the journal is gone".into()));
         }
     }
 }
@@ -112,6 +142,8 @@ pub(crate) struct Rig {
     process: Option<Process>,
     started: bool,
     pub(crate) pulse: Pulse,
+    /// How long a group takes to become durable.
+    pub(crate) sync: Duration,
 }
 
 struct Process {
@@ -144,6 +176,7 @@ impl Rig {
             process: None,
             // The rig has no poll thread that could stand still; a test of that puts its own here.
             pulse: Pulse::new(crate::clock::now(), Duration::MAX),
+            sync: Duration::ZERO,
         }
     }
 
@@ -158,6 +191,18 @@ impl Rig {
     /// Forgets what was committed for a partition, as a broker does after its retention.
     pub(crate) fn forget_commit(&mut self, partition: i32) {
         self.committed.remove(&partition);
+    }
+
+    /// Somebody else commits: another member, or a person who resets the group.
+    pub(crate) fn commit_as(&mut self, partition: i32, next: i64, mark: Option<CommitMark>) {
+        let next = NextOffset(next);
+        self.committed.insert(partition, Committed { next, mark });
+    }
+
+    /// The topic is deleted and made again: its offsets start anew, and Kafka drops what was committed.
+    pub(crate) fn recreate(&mut self) {
+        self.log.clear();
+        self.committed.clear();
     }
 
     /// What is committed for a partition.
@@ -197,7 +242,10 @@ impl Rig {
             factory: Arc::clone(&self.factory),
             clock: self.clock.clone(),
             lookups: Lookups::inline(Arc::clone(&store)),
-            journal: Arc::new(Inline(Arc::clone(&store))),
+            journal: match self.sync {
+                Duration::ZERO => Arc::new(Inline(Arc::clone(&store))),
+                delay => Arc::new(Late::start(Arc::clone(&store), delay)),
+            },
             letters: Arc::new(self.letterbox.clone()),
             commits: commits.clone(),
             budget: budget.clone(),
@@ -332,7 +380,7 @@ impl Rig {
 
     fn commit(&mut self) {
         let Some(process) = &self.process else { return };
-        for (id, point) in process.commits.take_due() {
+        for Due { id, point, .. } in process.commits.take_due(crate::clock::now()) {
             let mark = CommitMark::from_metadata(&process.assignments.mark(point));
             self.committed.insert(
                 id.partition,
@@ -341,7 +389,9 @@ impl Rig {
                     mark,
                 },
             );
-            process.commits.answered(id, point.next, true);
+            process
+                .commits
+                .answered(id, point.next, true, crate::clock::now());
         }
     }
 

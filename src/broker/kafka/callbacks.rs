@@ -3,13 +3,13 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, PoisonError};
 
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
-use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
 
 use crate::message::NextOffset;
@@ -34,13 +34,13 @@ pub(super) struct Answered {
 }
 
 /// See the module.
+#[derive(Default)]
 pub(super) struct Callbacks {
     events: Mutex<VecDeque<Event>>,
     /// While the consumer closes, an unassign is applied at once, or the close never ends.
     pub(super) closing: AtomicBool,
     /// The group no longer knows this member: whatever `assignment_lost` says, everything is lost.
     pub(super) kicked: AtomicBool,
-    answers: mpsc::Sender<Answered>,
 }
 
 impl ClientContext for Callbacks {
@@ -88,36 +88,9 @@ impl ConsumerContext for Callbacks {
             .unwrap_or_else(PoisonError::into_inner)
             .push_back(event);
     }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        if let Err(error) = &result {
-            self.note_kick(error);
-        }
-        for element in offsets.elements() {
-            let accepted = result.is_ok() && element.error().is_ok();
-            if let KafkaOffset::Offset(next) = element.offset() {
-                // Nobody listens any more while the consumer closes.
-                let _ = self.answers.send(Answered {
-                    topic: element.topic().to_owned(),
-                    partition: element.partition(),
-                    next: NextOffset(next),
-                    accepted,
-                });
-            }
-        }
-    }
 }
 
 impl Callbacks {
-    pub(super) fn new(answers: mpsc::Sender<Answered>) -> Self {
-        Self {
-            events: Mutex::default(),
-            closing: AtomicBool::new(false),
-            kicked: AtomicBool::new(false),
-            answers,
-        }
-    }
-
     pub(super) fn note_kick(&self, error: &KafkaError) {
         use RDKafkaErrorCode::{FencedInstanceId, UnknownMemberId};
         if matches!(

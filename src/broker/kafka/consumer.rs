@@ -12,12 +12,12 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
-use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::callbacks::{Answered, Callbacks};
+use super::committer::{Committer, Order};
 use super::properties::consumer_config;
 use super::rebalance::{First, Strays};
 use super::signal::Signal;
@@ -25,11 +25,10 @@ use super::take::{BATCH_MESSAGES_MAX, Queue, take};
 use crate::assignments::Assignments;
 use crate::broker;
 use crate::clock;
+use crate::commits::Due;
 use crate::config::Settings;
 use crate::error::Error;
-use crate::ledger::CommitPoint;
 use crate::pulse::Pulse;
-use crate::store::PartitionId;
 
 /// How long the thread rests where nothing wakes it: bounds how late the main queue is served.
 const REST: Duration = Duration::from_millis(10);
@@ -44,6 +43,7 @@ pub(crate) struct PollThread {
     pub(super) assignments: Assignments,
     pub(super) signal: Arc<Signal>,
     pub(super) pulse: Pulse,
+    committer: Committer,
     answers: mpsc::Receiver<Answered>,
     pub(super) queues: Vec<Queue>,
     next_queue: usize,
@@ -68,15 +68,23 @@ impl PollThread {
         reported_cold: tokio::sync::watch::Sender<usize>,
     ) -> Result<Self, Error> {
         let (answer, answers) = mpsc::channel();
+        let answered = Arc::clone(&signal);
         let refused = |error: KafkaError| broker::Error::Config(crate::error::chain(&error));
         let consumer: BaseConsumer<Callbacks> = consumer_config(&settings, partitions)
-            .create_with_context(Callbacks::new(answer))
+            .create_with_context(Callbacks::default())
             .map_err(refused)?;
+        let consumer = Arc::new(consumer);
         let topics: Vec<&str> = settings.topics.keys().map(String::as_str).collect();
         consumer.subscribe(&topics).map_err(refused)?;
+        let committer = Committer::start(Arc::clone(&consumer), answer, move || answered.raise());
+        let committer = committer.map_err(|source| Error::Thread {
+            what: "committing",
+            source,
+        })?;
         pulse.beat(clock::now());
         Ok(Self {
-            consumer: Arc::new(consumer),
+            consumer,
+            committer,
             settings,
             assignments,
             signal,
@@ -97,9 +105,10 @@ impl PollThread {
     /// Where the broker or the store ends it. Everything recorded is committed first where that is still possible.
     pub(crate) fn run(mut self) -> Result<Vec<crate::accounts::Balance>, Error> {
         let outcome = self.serve();
-        let ended = self.shut_down();
+        let drained = self.drain_all();
         let balances = self.assignments.balances();
-        outcome.and(ended).map(|()| balances)
+        let closed = self.close();
+        outcome.and(drained).and(closed).map(|()| balances)
     }
 
     fn serve(&mut self) -> Result<(), Error> {
@@ -200,31 +209,25 @@ impl PollThread {
     }
 
     fn commit_due(&mut self) {
-        let due = self.assignments.commits().take_due();
-        if due.is_empty() {
-            return;
-        }
-        crate::crash::point("before-commit");
-        if let Err(error) = self.commit(&due, CommitMode::Async) {
-            self.consumer.context().note_kick(&error);
-            self.assignments.commits().all_failed();
+        let due = self.assignments.commits().take_due(clock::now());
+        if !due.is_empty() {
+            crate::crash::point("before-commit");
+            self.commit(&due);
         }
     }
 
-    pub(super) fn commit(&self, points: &[(PartitionId, CommitPoint)], mode: CommitMode) -> KafkaResult<()> {
-        if points.is_empty() {
-            return Ok(());
-        }
-        let mut list = TopicPartitionList::with_capacity(points.len());
-        for (id, point) in points {
-            let Some(topic) = self.assignments.topic(*id) else {
-                continue;
-            };
-            let mut element = list.add_partition(topic, id.partition);
-            element.set_offset(KafkaOffset::Offset(point.next.0))?;
-            element.set_metadata(self.assignments.mark(*point));
-        }
-        self.consumer.commit(&list, mode)
+    /// Hands the points to the committer; [`answered`](Self::answered) hears what became of them.
+    pub(super) fn commit(&self, due: &[Due]) {
+        let order = |due: &Due| {
+            Some(Order {
+                topic: self.assignments.topic(due.id)?.to_owned(),
+                partition: due.id.partition,
+                next: due.point.next,
+                mark: self.assignments.mark(due.point),
+                gate: due.gate.clone(),
+            })
+        };
+        self.committer.commit(due.iter().filter_map(order).collect());
     }
 
     /// Takes one batch from every partition that has room, beginning with another one each turn.
@@ -262,27 +265,27 @@ impl PollThread {
         Ok(taken)
     }
 
-    fn shut_down(&mut self) -> Result<(), Error> {
+    fn drain_all(&mut self) -> Result<(), Error> {
         let ids = self.assignments.ids();
         crate::crash::point("at-shutdown");
         let drained = self.drain(&ids, false);
         self.assignments.end(&ids);
-        self.queues.clear();
-        self.uncommitted.clear();
-        self.apply_at_close();
-        let consumer = Arc::clone(&self.consumer);
-        drained.and_then(|()| self.close(consumer))
+        drained
     }
 
-    /// Closes on a thread of its own: a close that hangs must not hang the process.
-    fn close(&mut self, consumer: Arc<BaseConsumer<Callbacks>>) -> Result<(), Error> {
+    /// Closes on a thread of its own: a close that hangs must not hang the process. Dropping the last handle is what
+    /// closes, so every other one goes first; a commit that is still waited for has one.
+    fn close(mut self) -> Result<(), Error> {
+        self.queues.clear();
+        self.apply_at_close();
+        let Self {
+            consumer, committer, ..
+        } = self;
         let (closed, done) = mpsc::channel();
         let thread = thread::Builder::new().name("hapax-close".into()).spawn(move || {
-            consumer.unsubscribe();
-            let _ = consumer.close_queue();
-            while !consumer.closed() {
-                let _ = consumer.poll(Duration::from_millis(10));
-            }
+            drop(committer);
+            drop(consumer);
+            // Whoever waited may have gone on without it.
             let _ = closed.send(());
         });
         thread.map_err(|source| Error::Thread {
@@ -293,8 +296,6 @@ impl PollThread {
             tracing::warn!(
                 "the consumer did not close within {CLOSE_MAX:?}; the group notices by its session timeout"
             );
-            // Its last handle would wait as long again.
-            std::mem::forget(Arc::clone(&self.consumer));
         }
         Ok(())
     }

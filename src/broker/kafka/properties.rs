@@ -33,6 +33,12 @@ pub(super) fn consumer_config(settings: &Settings, partitions: usize) -> ClientC
     let share = settings.limits.in_flight_bytes.0 / 1_024 / partitions.max(1) as u64;
     let kib = share.clamp(*PREFETCH_KIB.start(), *PREFETCH_KIB.end());
     config.set("queued.max.messages.kbytes", kib.to_string());
+    // What is asked for at a time counts too: the limit above is looked at only before a fetch. The client raises the
+    // first by itself where a message is larger.
+    if config.get("fetch.message.max.bytes").is_none() && config.get("max.partition.fetch.bytes").is_none() {
+        let bytes = (kib * 1_024).clamp(64 << 10, 1 << 20);
+        config.set("fetch.message.max.bytes", bytes.to_string());
+    }
     let messages = (100_000 / partitions.max(1)).max(1_000);
     config.set("queued.min.messages", messages.to_string());
     config

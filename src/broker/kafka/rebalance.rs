@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, RebalanceProtocol};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, RebalanceProtocol};
 use rdkafka::error::KafkaResult;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
@@ -185,15 +185,12 @@ impl PollThread {
     /// after a crash, sees that another store has served the partition (schedule 10).
     pub(super) fn commit_first(&mut self) {
         let now = clock::now();
-        let mut points = Vec::new();
+        let mut due = Vec::new();
         for first in self.uncommitted.iter_mut().filter(|first| first.due <= now) {
             first.due = now + COMMIT_AGAIN;
-            points.push((first.prepared.id, first.prepared.start));
+            due.push(first.prepared.first_commit());
         }
-        if let Err(error) = self.commit(&points, CommitMode::Async) {
-            self.consumer.context().note_kick(&error);
-            tracing::warn!(why = %crate::error::chain(&error), "the first commit of an assignment is tried again");
-        }
+        self.commit(&due);
     }
 
     /// What the broker said of a commit. A partition whose first one is acknowledged is served from here on.
@@ -213,7 +210,7 @@ impl PollThread {
         }
         self.assignments
             .commits()
-            .answered(id, answered.next, answered.accepted);
+            .answered(id, answered.next, answered.accepted, clock::now());
         if answered.accepted {
             crate::crash::point("after-commit");
         }
@@ -265,11 +262,7 @@ impl PollThread {
         }
         let due = self.assignments.commits().take_last(ids);
         crate::crash::point("before-commit");
-        if let Err(error) = self.commit(&due, CommitMode::Async) {
-            self.consumer.context().note_kick(&error);
-            tracing::warn!(why = %crate::error::chain(&error), "the commit of a drain was refused");
-            return Ok(());
-        }
+        self.commit(&due);
         // Recorded all the same where nobody answers: whoever comes next is delivered it again, and knows it where the
         // store moves with it.
         let deadline = clock::now() + PAST_DRAIN;

@@ -27,7 +27,7 @@ fn what_is_delivered_again_after_a_crash_is_not_run_again() {
     });
 }
 
-/// Inv 3 and 4, schedule 12. Killed inside the handler: at most as many in doubt as there are slots, and a
+/// Schedule 12: (Inv 3 and 4) killed inside the handler: at most as many in doubt as there are slots, and a
 /// non-idempotent one is held, never run again.
 #[test]
 fn a_kill_inside_the_handler_leaves_at_most_one_message_a_slot_in_doubt() {

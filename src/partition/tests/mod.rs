@@ -4,7 +4,9 @@ mod crashes;
 mod drains;
 mod held;
 mod outcomes;
+mod random;
 mod review;
+mod schedules;
 mod window;
 
 use std::collections::BTreeMap;

@@ -152,7 +152,7 @@ fn a_key_keeps_its_order_and_other_keys_pass() {
     });
 }
 
-/// Schedule 9's shape inside one process: the same offset delivered twice while the first still runs.
+/// A rewind inside one assignment: the same offset delivered twice while the first still runs.
 #[test]
 fn the_same_offset_delivered_twice_runs_once() {
     paused(async {
@@ -198,7 +198,7 @@ fn a_duplicate_with_other_chosen_fields_is_dead_lettered_and_its_redelivery_is_s
     });
 }
 
-/// Schedule 16. m1 carries {new, old}, m2 only {old}; and the other way round.
+/// Schedule 16: m1 carries {new, old}, m2 only {old}; and the other way round.
 #[test]
 fn a_rotated_token_is_known_under_every_source() {
     paused(async {

@@ -407,3 +407,134 @@ fn a_restored_duplicate_leaves_no_record_behind() {
         assert_eq!((open_offsets(&rig), rig.books().remainder()), (vec![], 0));
     });
 }
+
+/// 1 waits twice behind 0: found in the store, and delivered again because the crash came before the commit. 0 is held
+/// again, and 1 with it: once.
+#[test]
+fn a_message_that_waits_twice_is_held_once() {
+    paused(async {
+        // Long enough for the delivery to come while the second attempt runs.
+        let script = Script::new(|_, call| {
+            Box::pin(async move {
+                wait(Duration::from_millis(20 * u64::from(call.attempt - 1))).await;
+                Err("who knows".into())
+            })
+        });
+        let mut rig = rig(Class::NonIdempotent, &script);
+        rig.send(0, message("a"));
+        rig.send(0, message("a"));
+        rig.start().await.unwrap();
+        rig.run_for(Duration::from_millis(30)).await;
+        rig.crash();
+        resolve(&mut rig, 0, Verdict::Run);
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!((script.offsets(), open_offsets(&rig)), (vec![0, 0], vec![0, 1]));
+        assert_eq!(
+            (rig.account(Account::Held), rig.account(Account::Redelivery)),
+            (2, 2)
+        );
+        rig.drain(Duration::from_secs(5), true).await;
+        assert_eq!(rig.letterbox.reasons().len(), 2);
+    });
+}
+
+/// An operator says run of 1, which is held behind 0, and 0 is not decided: it runs after 0, not beside it.
+#[test]
+fn a_verdict_on_a_message_behind_its_token_does_not_run_it_beside_the_token() {
+    paused(async {
+        let script = Script::new(|_, call| {
+            if call.attempt == 1 {
+                who_knows()
+            } else {
+                after(Duration::from_millis(50))
+            }
+        });
+        let mut rig = rig_with(Class::NonIdempotent, &script, |policy| {
+            policy.concurrency = Concurrency::unordered(4)
+        });
+        rig.send(0, message("a"));
+        rig.send(0, message("a"));
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        rig.stop().await;
+        for offset in [0, 1] {
+            resolve(&mut rig, offset, Verdict::Run);
+        }
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!(script.offsets(), [0, 0], "1 is a duplicate of what 0 has done");
+        assert_eq!(
+            (rig.account(Account::Done), rig.account(Account::Duplicate)),
+            (1, 1)
+        );
+    });
+}
+
+/// 0 runs, 1 is in doubt, and the partition goes before 0 is done; then it comes back to this very store.
+#[test]
+fn a_doubt_above_the_commit_point_outlives_a_revocation() {
+    paused(async {
+        let script = Script::new(|offset, _| if offset == 0 { never() } else { who_knows() });
+        let mut rig = rig_with(Class::NonIdempotent, &script, |policy| {
+            policy.concurrency = Concurrency::unordered(4);
+            policy.deadline = Duration::from_secs(60);
+        });
+        for token in ["a", "b"] {
+            rig.send(0, message(token));
+        }
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        rig.drain(Duration::from_millis(100), true).await;
+        assert_eq!(rig.committed_offset(0), Some(NextOffset(0)));
+        rig.assign(0).unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!(script.offsets(), [0, 1], "neither ran again: both are in doubt");
+        assert_eq!(open_offsets(&rig), [0, 1]);
+    });
+}
+
+/// `ordered` means it, also where the next message is begun ahead and the first one decodes slowly.
+#[test]
+fn what_is_begun_ahead_keeps_its_order() {
+    paused(async {
+        let script = Script::ok();
+        let mut rig = rig_with(Class::NonIdempotent, &script, |policy| {
+            policy.concurrency = Concurrency::Ordered;
+            policy.begun_ahead = 2;
+        });
+        rig.send(
+            0,
+            Kept {
+                payload: Some(Bytes::from_static(b"decodes slowly")),
+                ..message("a")
+            },
+        );
+        for token in ["b", "c"] {
+            rig.send(0, message(token));
+        }
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!(script.offsets(), [0, 1, 2]);
+    });
+}
+
+/// In doubt, and given up because its partition went. `after_failure = "run"` speaks of failures, and not of doubts.
+#[test]
+fn what_was_given_up_in_doubt_is_not_run_again_as_a_failure() {
+    paused(async {
+        let script = Script::new(|offset, _| if offset == 0 { who_knows() } else { ok() });
+        let mut rig = rig_with(Class::NonIdempotent, &script, |policy| {
+            policy.after_failure = AfterFailure::Run
+        });
+        rig.send(0, message("a"));
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        rig.drain(Duration::from_secs(5), true).await;
+        assert_eq!(rig.letterbox.reasons(), [("0".to_owned(), "moved".to_owned())]);
+        rig.assign(0).unwrap();
+        rig.send(0, message("a"));
+        rig.run_for(A_WHILE).await;
+        assert_eq!(script.offsets(), [0]);
+    });
+}

@@ -80,3 +80,73 @@ fn open_tokens_never_expire() {
         assert!(!script.offsets().contains(&7));
     });
 }
+
+/// Inv 6: partition time travels with the commit. After a restart a late message is seen *now*, not at its own stamp.
+#[test]
+fn partition_time_is_restored_with_the_commit() {
+    paused(async {
+        let script = Script::ok();
+        let mut rig = rig(Class::NonIdempotent, &script);
+        rig.send(0, stamped("clock", 0));
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        rig.stop().await;
+        rig.send(0, stamped("late", -3 * HOUR_MS));
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        rig.send(0, stamped("clock2", 1));
+        rig.send(0, stamped("late", 2));
+        rig.run_for(A_WHILE).await;
+        assert_eq!(script.offsets(), [0, 1, 2]);
+        assert_eq!(rig.account(Account::Duplicate), 1);
+    });
+}
+
+/// Every step of a window that spans several buckets, across a restart each: inside up to the last millisecond.
+#[test]
+fn the_window_ends_exactly_in_every_bucket_and_across_restarts() {
+    paused(async {
+        for first_ms in [0, HOUR_MS / 4 - 1, HOUR_MS / 4, HOUR_MS / 2 + 1] {
+            for (gap_ms, runs) in [(HOUR_MS - 1, 1), (HOUR_MS, 2)] {
+                let script = Script::ok();
+                let mut rig = rig(Class::NonIdempotent, &script);
+                rig.send(0, stamped("clock", 0));
+                rig.send(0, stamped("a", first_ms));
+                rig.start().await.unwrap();
+                rig.run_for(A_WHILE).await;
+                rig.stop().await;
+                rig.send(0, stamped("a", first_ms + gap_ms));
+                rig.start().await.unwrap();
+                rig.run_for(A_WHILE).await;
+                assert_eq!(script.offsets().len(), 1 + runs, "{first_ms} and {gap_ms}");
+            }
+        }
+    });
+}
+
+/// A window that is made shorter or longer between two starts is exact at once: old buckets keep their ends.
+#[test]
+fn a_window_of_another_length_is_exact_from_its_first_start() {
+    paused(async {
+        for (hours, gap_ms, runs) in [
+            (0.5, HOUR_MS / 2 - 1, 1),
+            (0.5, HOUR_MS / 2, 2),
+            (2.0, 2 * HOUR_MS - 1, 1),
+            (2.0, 2 * HOUR_MS, 2),
+        ] {
+            let script = Script::ok();
+            let mut rig = rig(Class::NonIdempotent, &script);
+            rig.send(0, stamped("a", 0));
+            rig.start().await.unwrap();
+            rig.run_for(A_WHILE).await;
+            rig.stop().await;
+            rig.policy.window = Duration::from_secs(3_600).mul_f64(hours);
+            // In steps that are no jumps of the clock.
+            rig.send(0, stamped("clock", gap_ms / 2));
+            rig.send(0, stamped("a", gap_ms));
+            rig.start().await.unwrap();
+            rig.run_for(A_WHILE).await;
+            assert_eq!(script.offsets().len(), 1 + runs, "{hours} h, {gap_ms} ms");
+        }
+    });
+}

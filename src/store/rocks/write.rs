@@ -118,8 +118,15 @@ impl Writer {
         let window_ms = store.window_ms(topic)?;
         let record = &mut self.record;
         let mut current: Option<Target<'_>> = None;
-        for (key, closed) in &changes.closed {
-            let bucket = Bucket::of(closed.first_seen_ms, window_ms);
+        // In the order of the keys, since neighbours share their way down the memtable's skip list: most of what a
+        // write costs is cache misses on that way. Stable, because of two records of one key the later rules.
+        let mut closed: Vec<_> = changes
+            .closed
+            .iter()
+            .map(|(key, closed)| (Bucket::of(closed.first_seen_ms, window_ms), key, closed))
+            .collect();
+        closed.sort_by_key(|(bucket, key, _)| (bucket.start_ms, *key));
+        for (bucket, key, closed) in closed {
             let target = match current {
                 Some(target) if target.bucket == bucket => target,
                 _ => store.target(topic, bucket)?,
