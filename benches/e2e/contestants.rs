@@ -47,7 +47,7 @@ pub(crate) struct Task {
     /// hapax's `memory`, in MiB; its default where it is left out.
     #[arg(long)]
     pub(crate) memory_mib: Option<u64>,
-    /// librdkafka properties of the bare loop, as KEY=VALUE.
+    /// librdkafka properties, as KEY=VALUE.
     #[arg(long)]
     pub(crate) set: Vec<String>,
 }
@@ -115,8 +115,7 @@ fn bare(task: &Task) -> Result<Measured> {
         .set("auto.offset.reset", "earliest")
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false");
-    for pair in &task.set {
-        let (key, value) = pair.split_once('=').ok_or("--set wants KEY=VALUE")?;
+    for (key, value) in properties(task)? {
         config.set(key, value);
     }
     let consumer: BaseConsumer = config.create()?;
@@ -152,6 +151,11 @@ fn bare(task: &Task) -> Result<Measured> {
         rss_kib: process::peak_rss_kib()?,
         cpu: process::cpu_by_thread()?,
     })
+}
+
+fn properties(task: &Task) -> Result<Vec<(&str, &str)>> {
+    let pairs = task.set.iter().map(|pair| pair.split_once('='));
+    Ok(pairs.collect::<Option<_>>().ok_or("--set wants KEY=VALUE")?)
 }
 
 /// What the handler counts.
@@ -196,9 +200,11 @@ fn hapax(task: &Task, class: Class) -> Result<Measured> {
     let topic = Topic::bytes(&task.topic, class)
         .window(Window::hours(24))
         .state(Arc::clone(&progress));
+    let properties = properties(task)?;
     let consumer = Consumer::local(&task.group, &task.state_dir)
         .brokers(&task.brokers)
         .with(|layer| {
+            layer.kafka = properties.into_iter().collect();
             layer.memory = task.memory_mib.map(ByteCount::mib);
             // Several of these may run on one machine.
             layer.admin.listen = Some(Listen::Off);
