@@ -80,9 +80,8 @@ fn directory(dir: &Path, source: io::Error) -> Error {
 /// Reads the identity of the store in `dir` without writing a byte. `None` where it cannot be read so: it may be
 /// half made, damaged, or written to by another process at this moment, and opening it will say which.
 pub(super) fn peek(dir: &Path) -> Result<Option<Found>, Error> {
-    // As the store was written: without it RocksDB takes the logs that the manifest names for forgotten ones, and
-    // crashes in its attempt to note that in a database that is only read.
     let mut options = Options::default();
+    // As it is written (`options.rs`): without this, RocksDB 11.8 follows a null pointer when the manifest names a log.
     options.set_track_and_verify_wals_in_manifest(true);
     let db = DB::open_cf_for_read_only(&options, dir, [keys::META], false);
     db.map_or(Ok(None), |db| read(&db, dir))
