@@ -24,6 +24,8 @@ const HEADER: &str = "idempotency-key";
 /// All that was run is recorded and committed within this, or the run has failed.
 const COMMITTED_WITHIN: Duration = Duration::from_secs(60);
 
+/// A run in which no handler is called for so long has failed.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// One poll of the bare loop, and how many in a row may bring nothing.
 const POLL: Duration = Duration::from_millis(100);
 const SILENT_POLLS_MAX: u32 = 600;
@@ -179,6 +181,22 @@ impl Progress {
             self.all.notify_one();
         }
     }
+
+    /// Waits for the last handler; `false` once none has been called for too long.
+    async fn all_have_run(&self) -> bool {
+        let mut seen = 0;
+        while tokio::time::timeout(SILENCE_MAX, self.all.notified())
+            .await
+            .is_err()
+        {
+            let ran = self.ran.load(Ordering::Relaxed);
+            if ran == seen {
+                return false;
+            }
+            seen = ran;
+        }
+        true
+    }
 }
 
 /// hapax with its defaults. The clock starts at the first call of the handler, and stops when another client sees that
@@ -225,14 +243,22 @@ fn hapax(task: &Task, class: Class) -> Result<Measured> {
     let mut cpu = Ok(BTreeMap::new());
     let runtime = tokio::runtime::Runtime::new()?;
     let summary = runtime.block_on(consumer.run_until(async {
-        progress.all.notified().await;
-        cpu = process::cpu_by_thread();
-        let _ = run_out.send(());
+        if progress.all_have_run().await {
+            cpu = process::cpu_by_thread();
+            let _ = run_out.send(());
+        }
     }));
     drop(run_out);
     let committed = watcher.join().map_err(|_| "the observer panicked")?;
     let summary = summary.map_err(|error| chain(&error))?;
-    let committed = committed.ok_or("the consumer ended before all messages had run")??;
+    let ran = progress.ran.load(Ordering::Relaxed);
+    let ended = || {
+        format!(
+            "{ran} handlers have run, {} are expected, and no more came",
+            task.count
+        )
+    };
+    let committed = committed.ok_or_else(ended)??;
     check(&summary, task.count)?;
     let (first, last) = (progress.first.get(), progress.last.get());
     let (first, last) = first.zip(last).ok_or("no handler has run")?;
