@@ -68,7 +68,7 @@ if ! before=$(timeout $((limit * 4)) cargo test "${flags[@]}" --lib -- "${names[
     exit 2
 fi
 
-if cat "${guards[@]}" | grep -q '^Clippy: ' && ! run_clippy >/dev/null; then
+if grep -q '^Clippy: ' "${guards[@]}" && ! run_clippy >/dev/null; then
     echo "guards: clippy has to be content before a patch can make it complain" >&2
     exit 2
 fi
