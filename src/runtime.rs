@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::accounts::Balance;
 use crate::admin::{self, Readiness};
 use crate::assignments::{Assignments, Parts};
-use crate::attempt::Factory;
+use crate::bound::Handled;
 use crate::broker::Letters;
 use crate::broker::cluster::Fit;
 use crate::broker::kafka;
@@ -34,13 +34,7 @@ use crate::store::lookups::Lookups;
 use crate::store::rocks::RocksStore;
 use crate::store::{Store, TopicSpec};
 use crate::sweep::Sweeper;
-use crate::token::{Extractor, Reader};
-
-/// A topic with its handler, ready to be run.
-pub(crate) struct Handled {
-    pub(crate) factory: Arc<dyn Factory>,
-    pub(crate) readers: Vec<Reader>,
-}
+use crate::token::Extractor;
 
 /// What a consumer came to: the books of each of its assignments.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
