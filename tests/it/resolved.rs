@@ -13,6 +13,7 @@ use hapax::{Bytes, Consumer, Context, NonIdempotent, Topic, Window};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::{Header, Headers as _, Message as _, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::kafka::{self, Broker, eventually};
 
@@ -77,9 +78,17 @@ async fn what_a_person_decides_is_carried_out_at_the_next_start() {
         producer.send(record, Duration::from_secs(10)).await.unwrap();
     }
     let calls = Calls::default();
-    let seen = Arc::clone(&calls);
     let first = consumer(broker, &topic, dir.path(), &calls, true);
-    run_until(first, move || (seen.lock().unwrap().len() == 3).then_some(())).await;
+    let group: BaseConsumer = broker.client().set("group.id", &topic).create().unwrap();
+    let mut asked = TopicPartitionList::new();
+    asked.add_partition(&topic, 0);
+    // Past the last one: that all of them are held is recorded.
+    run_until(first, move || {
+        let committed = group.committed_offsets(asked.clone(), WITHIN).ok()?;
+        (committed.elements().first()?.offset() == Offset::Offset(4)).then_some(())
+    })
+    .await;
+    assert_eq!(calls.lock().unwrap().len(), 3, "the duplicate was not run");
     let listed = hapax(dir.path(), "held", &[]);
     assert!(
         listed.contains("4 messages held: 3 in doubt without a verdict, 0 with one, 1 behind their token"),
