@@ -33,6 +33,8 @@ mod state {
     pub(super) const FAILED: u8 = 2;
     pub(super) const INVALIDATED: u8 = 3;
     pub(super) const FORGOTTEN: u8 = 4;
+    /// Done at the first attempt, no reply, compared by the whole payload: nearly every record there is.
+    pub(super) const PLAIN: u8 = 5;
     pub(super) const BEGUN: u8 = 8;
     pub(super) const HELD: u8 = 9;
     pub(super) const SETTLING: u8 = 10;
@@ -114,9 +116,27 @@ const fn end_state(end: &End) -> u8 {
 
 /// Writes a closed record. First seen is stored relative to `bucket_ms`, the start of its time bucket.
 pub fn encode_closed(closed: &Closed, bucket_ms: i64, out: &mut Vec<u8>) {
-    out.push(VERSION << 4 | end_state(&closed.end));
+    let plain = match closed {
+        Closed {
+            end: End::Done(Stored::Nothing),
+            attempts: 1,
+            fingerprint: Some(Fingerprint::Whole(crc)),
+            ..
+        } => Some(*crc),
+        _ => None,
+    };
+    let state = if plain.is_some() {
+        state::PLAIN
+    } else {
+        end_state(&closed.end)
+    };
+    out.push(VERSION << 4 | state);
     put_varint(out, zigzag(closed.offset.0));
     put_varint(out, zigzag(closed.first_seen_ms.wrapping_sub(bucket_ms)));
+    if let Some(crc) = plain {
+        out.extend_from_slice(&crc.to_le_bytes());
+        return;
+    }
     put_varint(out, u64::from(closed.attempts));
     put_fingerprint(out, closed.fingerprint);
     put_end(out, &closed.end);
@@ -131,6 +151,18 @@ pub fn decode_closed(bytes: &[u8], bucket_ms: i64) -> Result<Closed, Error> {
     let state = reader.state()?;
     let offset = Offset(unzigzag(reader.varint()?));
     let first_seen_ms = unzigzag(reader.varint()?).wrapping_add(bucket_ms);
+    if state == state::PLAIN {
+        let crc = u16::from_le_bytes([reader.byte()?, reader.byte()?]);
+        // What a later version adds is optional.
+        reader.fields()?;
+        return Ok(Closed {
+            end: End::Done(Stored::Nothing),
+            offset,
+            first_seen_ms,
+            attempts: 1,
+            fingerprint: Some(Fingerprint::Whole(crc)),
+        });
+    }
     let attempts = reader.u32()?;
     let fields = reader.fields()?;
     Ok(Closed {
@@ -351,7 +383,7 @@ impl<'a> Fields<'a> {
 
     fn fingerprint(&self) -> Result<Option<Fingerprint>, Error> {
         if let Some(crc) = self.array(tag::WHOLE)? {
-            return Ok(Some(Fingerprint::Whole(u32::from_le_bytes(crc))));
+            return Ok(Some(Fingerprint::Whole(u16::from_le_bytes(crc))));
         }
         Ok(self
             .array(tag::FIELDS)?
@@ -440,7 +472,7 @@ mod tests {
     fn fingerprints() -> impl Strategy<Value = Option<Fingerprint>> {
         prop_oneof![
             Just(None),
-            any::<u32>().prop_map(|crc| Some(Fingerprint::Whole(crc))),
+            any::<u16>().prop_map(|crc| Some(Fingerprint::Whole(crc))),
             any::<u64>().prop_map(|hash| Some(Fingerprint::Fields(hash))),
         ]
     }
@@ -533,11 +565,15 @@ mod tests {
             offset: Offset(2_000_000),
             first_seen_ms: 21_600_000,
             attempts: 1,
-            fingerprint: None,
+            fingerprint: Some(Fingerprint::Whole(7)),
         };
         let mut out = Vec::new();
         encode_closed(&closed, 0, &mut out);
-        assert_eq!(out.len(), 10, "version, 4 bytes of offset, 4 of time, attempts");
+        assert_eq!(
+            out.len(),
+            11,
+            "state, 4 bytes of offset, 4 of time, 2 of checksum"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The `hapax` binary: see `hapax --help`.
+//! The `hapax` command. Everything about it is in `src/cli/`.
 
 fn main() -> std::process::ExitCode {
     hapax::cli::main()

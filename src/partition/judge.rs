@@ -260,9 +260,8 @@ impl Partition {
     /// What later messages of the token are compared with.
     pub(super) fn fingerprint(&self, raw: &Raw<'_>, of_fields: bool) -> Option<Fingerprint> {
         if !of_fields {
-            return Some(Fingerprint::Whole(crc32fast::hash(
-                raw.payload().unwrap_or_default(),
-            )));
+            let crc = crc32fast::hash(raw.payload().unwrap_or_default());
+            return Some(Fingerprint::Whole(crc as u16));
         }
         let value: serde_json::Value = serde_json::from_slice(raw.payload()?).ok()?;
         let mut hasher = blake3::Hasher::new_derive_key("hapax 2026-11-25 mismatch fields v1");

@@ -42,6 +42,13 @@ fn closed_records() -> BTreeMap<&'static str, Closed> {
     let done = |stored| End::Done(stored);
     let reply = Stored::Reply(Bytes::from_static(b"ok"));
     BTreeMap::from([
+        (
+            "plain",
+            Closed {
+                fingerprint: Some(Fingerprint::Whole(0x0102)),
+                ..closed(2_000_000, 21_600_000, 1, done(Stored::Nothing))
+            },
+        ),
         ("done", closed(2_000_000, 21_600_000, 1, done(Stored::Nothing))),
         (
             "done-reply",
@@ -57,7 +64,7 @@ fn closed_records() -> BTreeMap<&'static str, Closed> {
         (
             "failed",
             Closed {
-                fingerprint: Some(Fingerprint::Whole(0x0102_0304)),
+                fingerprint: Some(Fingerprint::Whole(0x0102)),
                 ..closed(5, 7, 3, End::Failed(Reason::Rejected))
             },
         ),
