@@ -172,7 +172,13 @@ impl Consumer {
         self.run_until(stop).await
     }
 
-    /// Runs until `stop` is ready, then drains. Dropping the returned future instead ends it as a crash would.
+    /// Runs until `stop` is ready, then drains.
+    ///
+    /// Cancel safety: dropping the returned future asks for the same end, in the background. Threads and handlers of
+    /// this consumer go on for at most `drain` and a little, record and commit what they finished, and close the store;
+    /// until then the state directory is in use, and nobody is told how it ended. Await the future to know. A process
+    /// that exits meanwhile, or drops the tokio runtime, ends it as a crash would: nothing recorded is lost, and what
+    /// ran is in doubt by its class.
     ///
     /// # Errors
     /// Whatever refused the start or ended the run. Everything recorded until then stays recorded.

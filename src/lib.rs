@@ -83,6 +83,8 @@
 //! | `testing` | no | the harness, the store's conformance suite, and named crash points |
 
 pub mod accounts;
+#[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
+mod admin;
 mod assignments;
 mod attempt;
 pub mod backoff;
@@ -90,6 +92,8 @@ pub mod backoff;
 mod bound;
 pub mod broker;
 mod class;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod clock;
 mod commits;
 pub mod config;
@@ -101,6 +105,8 @@ pub mod error;
 pub mod explain;
 pub mod fence;
 pub mod handler;
+#[cfg(any(test, feature = "cli"))]
+mod held;
 pub mod journal;
 pub mod ledger;
 mod limits;

@@ -7,6 +7,11 @@
     reason = "a test may panic"
 )]
 
+mod admin_port;
+mod cli;
 mod examples;
 mod kafka;
+mod killed_store;
+mod resolved;
 mod smoke;
+mod start;
