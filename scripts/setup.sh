@@ -2,7 +2,8 @@
 # Sees to it that what a build or the tests need is there; a no-op when it is.
 #
 #   setup.sh build    to compile: C++20 compiler, make, libclang with its headers (RocksDB's bindings), Rust
-#   setup.sh test     also what only tests use: Java 17, Maven (a real Kafka), Python with venv (a foreign producer)
+#   setup.sh test     also what only tests use: Java 17, Maven (a real Kafka), Python with venv (a foreign producer),
+#                     strace (the order of system calls; Linux only)
 #   setup.sh bench    also a Java compiler (the Kafka Streams peer)
 #
 # What is missing is installed with apt-get where that is possible (as root, or with a sudo that asks nothing). Elsewhere
@@ -71,6 +72,8 @@ has_java() {
     [ -n "$major" ] && [ "$major" -ge 17 ]
 }
 has_maven() { command -v mvn >/dev/null; }
+# There is none outside Linux, and nothing to install.
+has_strace() { command -v strace >/dev/null || [ "$(uname)" != Linux ]; }
 has_venv() { python3 -c 'import venv, ensurepip' 2>/dev/null; }
 has_javac() { command -v javac >/dev/null; }
 
@@ -88,6 +91,7 @@ END
 java|Java 17 or newer|openjdk-17-jre-headless or openjdk-21-jre-headless or default-jre-headless|java-21-openjdk-headless|openjdk@21
 maven|Maven|maven|maven|maven
 venv|Python 3 with venv|python3-venv|python3|python
+strace|strace|strace|strace|strace
 END
     [ "$level" != bench ] || cat <<'END'
 javac|a Java compiler|openjdk-17-jdk-headless or openjdk-21-jdk-headless or default-jdk-headless|java-21-openjdk-devel|openjdk@21

@@ -41,13 +41,29 @@ pub fn point(name: &'static str) {
         Some((name.to_owned(), count.parse().unwrap_or(1)))
     });
     let Some((armed, count)) = armed else { return };
-    if armed == name && REACHED.fetch_add(1, Ordering::SeqCst) + 1 == *count {
-        // SIGKILL, not abort: no destructor, no handler, no flush.
-        let _ = std::process::Command::new("kill")
-            .args(["-KILL", &std::process::id().to_string()])
-            .status();
-        loop {
-            std::thread::park();
+    if armed != name {
+        return;
+    }
+    match (REACHED.fetch_add(1, Ordering::SeqCst) + 1).cmp(count) {
+        std::cmp::Ordering::Less => {}
+        // SIGKILL, not abort: no destructor, no handler, no flush. A shell has `kill` built in; the program of that
+        // name is not everywhere.
+        std::cmp::Ordering::Equal => {
+            let pid = std::process::id().to_string();
+            let _ = std::process::Command::new("sh")
+                .args(["-c", "kill -s KILL $0", &pid])
+                .status();
+            rest();
         }
+        // Whoever comes later, while the signal is on its way, does not get past the point either.
+        std::cmp::Ordering::Greater => rest(),
+    }
+}
+
+/// Until the signal arrives.
+#[cfg(feature = "testing")]
+fn rest() -> ! {
+    loop {
+        std::thread::park();
     }
 }

@@ -1,0 +1,307 @@
+//! The checker is shown to fail: what a real run has left is judged sound, then one fault at a time is planted in it, and
+//! each is found under its own name.
+
+use crate::crash::{Run, Until, VARIANTS};
+use crate::kafka;
+
+use super::record::{Closed, End, Open, Stage};
+use super::{Evidence, Kind, Line, Message, Rule, Store, check, store, token};
+
+type Plant = fn(&mut Evidence);
+
+/// The first life, which was killed.
+fn killed(evidence: &mut Evidence) -> &mut Store {
+    assert!(evidence.lives[0].killed);
+    &mut evidence.lives[0].after.store
+}
+
+fn last(evidence: &mut Evidence) -> &mut Store {
+    &mut evidence.lives.last_mut().unwrap().after.store
+}
+
+/// The first line of that kind for a message whose handler succeeded at once.
+fn line(evidence: &Evidence, kind: Kind) -> usize {
+    let count = |of: &Line| {
+        let same = evidence.effects.iter().filter(|line| line.place() == of.place());
+        (
+            same.clone().count(),
+            same.filter(|line| line.kind == Kind::Ok).count(),
+        )
+    };
+    let at = evidence
+        .effects
+        .iter()
+        .position(|line| line.kind == kind && count(line) == (3, 1));
+    at.unwrap_or_else(|| panic!("no line {kind:?}"))
+}
+
+/// The first line of an attempt that ended without a word about its effect.
+fn broken(evidence: &Evidence) -> &Line {
+    let found = evidence.effects.iter().find(|line| line.kind == Kind::Broken);
+    found.unwrap()
+}
+
+/// A message that came after an earlier one of its token that succeeded.
+fn duplicate(evidence: &Evidence) -> Message {
+    let ran = |m: &Message| {
+        evidence
+            .effects
+            .iter()
+            .any(|line| line.kind == Kind::Ok && line.place() == m.place())
+    };
+    let same = |a: &Message, b: &Message| {
+        a.partition == b.partition && token::text(a).is_some() && token::text(a) == token::text(b)
+    };
+    let found = evidence.input.iter().find(|later| {
+        evidence
+            .input
+            .iter()
+            .any(|first| first.offset < later.offset && same(first, later) && ran(first))
+    });
+    found.unwrap().clone()
+}
+
+fn first_done(store: &Store) -> ((i32, token::Key), Closed) {
+    let found = store
+        .closed
+        .iter()
+        .find(|(_, records)| records[0].end == End::Done);
+    let (token, records) = found.unwrap();
+    (*token, records[0])
+}
+
+fn set_header(message: &mut Message, name: &str, text: &str) {
+    let header = message.headers.iter_mut().find(|(of, _)| of == name);
+    header.unwrap().1 = Some(text.as_bytes().to_vec());
+}
+
+const FAULTS: &[(&str, Rule, Plant)] = &[
+    ("an effect is dropped", Rule::Lost, |evidence| {
+        evidence.effects.remove(line(evidence, Kind::End));
+    }),
+    ("an effect happens twice", Rule::RepeatedEffect, |evidence| {
+        let at = line(evidence, Kind::End);
+        evidence.effects.insert(at, evidence.effects[at].clone());
+    }),
+    (
+        "a handler starts again in doubt",
+        Rule::RestartedInDoubt,
+        |evidence| {
+            let mut again = broken(evidence).clone();
+            again.kind = Kind::Begin;
+            again.attempt += 1;
+            evidence.effects.push(again);
+        },
+    ),
+    ("a duplicate runs", Rule::DuplicateRan, |evidence| {
+        let duplicate = duplicate(evidence);
+        let mut ran = evidence.effects[line(evidence, Kind::Begin)].clone();
+        (ran.partition, ran.offset) = duplicate.place();
+        evidence.effects.push(ran);
+    }),
+    ("a begin leaves no record", Rule::RanWithoutBegin, |evidence| {
+        let started: Vec<_> = evidence
+            .effects
+            .iter()
+            .filter(|line| line.life == 1)
+            .map(super::Line::place)
+            .collect();
+        let store = killed(evidence);
+        let at = store
+            .open
+            .iter()
+            .position(|(partition, open)| started.contains(&(*partition, open.offset)));
+        store.open.remove(at.unwrap());
+    }),
+    (
+        "more is begun than there are slots",
+        Rule::TooManyInDoubt,
+        |evidence| {
+            let ahead = evidence.terms.slots + evidence.terms.ahead;
+            let more = (0..=ahead).map(|n| Open {
+                stage: Stage::Begun,
+                keys: vec![[n as u8; 16]],
+                offset: n as i64,
+                attempts: 1,
+                payload: None,
+            });
+            let more: Vec<_> = more.map(|open| (0, open)).collect();
+            killed(evidence).open.extend(more);
+        },
+    ),
+    (
+        "an attempt has the number of another",
+        Rule::Attempts,
+        |evidence| {
+            let at = line(evidence, Kind::Begin);
+            evidence.effects.insert(at, evidence.effects[at].clone());
+        },
+    ),
+    ("a child token is another message's", Rule::Attempts, |evidence| {
+        let at = line(evidence, Kind::End);
+        evidence.effects[at].child = "0".repeat(32);
+    }),
+    ("a token has two outcomes", Rule::TwoOutcomes, |evidence| {
+        let store = last(evidence);
+        let (token, mut closed) = first_done(store);
+        closed.offset += 1;
+        store.closed.get_mut(&token).unwrap().push(closed);
+    }),
+    ("an outcome was replaced", Rule::TwoOutcomes, |evidence| {
+        let recorded = &mut evidence.lives[0].recorded;
+        recorded.push(*recorded.first().unwrap());
+    }),
+    (
+        "an outcome changes from one life to the next",
+        Rule::TwoOutcomes,
+        |evidence| {
+            let (token, _) = first_done(killed(evidence));
+            last(evidence).closed.get_mut(&token).unwrap()[0].end = End::Failed(1);
+        },
+    ),
+    ("a message is open and closed", Rule::TwoOutcomes, |evidence| {
+        let store = last(evidence);
+        let (token, closed) = first_done(store);
+        let open = Open {
+            stage: Stage::Settling,
+            keys: vec![token.1],
+            offset: closed.offset,
+            attempts: 1,
+            payload: None,
+        };
+        store.open.push((token.0, open));
+    }),
+    (
+        "what failed is recorded as done",
+        Rule::UntrueRecord,
+        |evidence| {
+            for life in &mut evidence.lives {
+                let records = life.after.store.closed.values_mut().flatten();
+                records
+                    .filter(|closed| closed.end == End::Failed(1))
+                    .for_each(|closed| closed.end = End::Done);
+            }
+        },
+    ),
+    ("what is held has other bytes", Rule::UntrueRecord, |evidence| {
+        let held = last(evidence)
+            .open
+            .iter_mut()
+            .find(|(_, open)| open.stage == Stage::Held);
+        held.unwrap().1.payload = Some(b"other".to_vec());
+    }),
+    (
+        "an offset is committed too early",
+        Rule::CommitPastUnrecorded,
+        |evidence| {
+            let partition = evidence.input.last().unwrap().partition;
+            let end = evidence.input.last().unwrap().offset + 1;
+            let committed = &mut evidence.lives[0].after.committed;
+            committed.entry(partition).or_default().0 = end;
+        },
+    ),
+    ("a commit names another store", Rule::Mark, |evidence| {
+        let committed = &mut evidence.lives.last_mut().unwrap().after.committed;
+        let (_, (_, metadata)) = committed.iter_mut().next().unwrap();
+        let words: Vec<&str> = metadata.split(' ').collect();
+        *metadata = format!("{} {} {}", words[0], "0".repeat(32), words[2]);
+    }),
+    ("a commit states another time", Rule::Mark, |evidence| {
+        let committed = &mut evidence.lives.last_mut().unwrap().after.committed;
+        let (_, (_, metadata)) = committed.iter_mut().next().unwrap();
+        metadata.push('1');
+    }),
+    ("a store does not know its own commit", Rule::Mark, |evidence| {
+        let positions = &mut last(evidence).positions;
+        positions.values_mut().for_each(|position| *position -= 1);
+    }),
+    ("a dead letter is missing", Rule::Lost, |evidence| {
+        evidence.letters.remove(0);
+    }),
+    (
+        "a dead letter comes more often than kills explain",
+        Rule::Letter,
+        |evidence| {
+            let letter = evidence.letters[0].clone();
+            evidence.letters.extend([letter.clone(), letter]);
+        },
+    ),
+    ("a dead letter has other bytes", Rule::Letter, |evidence| {
+        evidence.letters[0].payload = Some(b"other".to_vec());
+    }),
+    ("a dead letter has lost a header", Rule::Letter, |evidence| {
+        let letter = evidence
+            .letters
+            .iter_mut()
+            .find(|l| l.headers[0].0 == "idempotency-key");
+        letter.unwrap().headers.remove(0);
+    }),
+    (
+        "a dead letter states a reason that does not fit",
+        Rule::Letter,
+        |evidence| {
+            set_header(&mut evidence.letters[0], "hapax-reason", "crashed");
+        },
+    ),
+    ("a dead letter has an id of its own", Rule::Letter, |evidence| {
+        set_header(&mut evidence.letters[0], "hapax-id", &"0".repeat(32));
+    }),
+    ("the books count one message twice", Rule::Accounts, |evidence| {
+        evidence.lives.last_mut().unwrap().books.as_mut().unwrap()[0].done += 1;
+    }),
+    (
+        "the books count one message in the wrong account",
+        Rule::Accounts,
+        |evidence| {
+            let books = evidence.lives.last_mut().unwrap().books.as_mut().unwrap();
+            let books = books.iter_mut().find(|one| one.done > 0).unwrap();
+            books.done -= 1;
+            books.duplicate += 1;
+        },
+    ),
+    ("a message is in no account", Rule::Accounts, |evidence| {
+        let ok = evidence.effects.iter().rposition(|line| line.kind == Kind::Ok);
+        evidence.effects.remove(ok.unwrap());
+    }),
+];
+
+#[test]
+fn each_planted_fault_is_found() {
+    let Some(broker) = kafka::broker() else { return };
+    let again = "make test ARGS='--test it planted'";
+    let mut run = Run::new(broker, 1, VARIANTS[2], 120, again);
+    assert!(run.live(Until::Point("inside-handler", 30)), "{}", run.name);
+    assert!(!run.live(Until::Everything), "{}", run.name);
+    let sound = run.evidence();
+    let found = check(&sound);
+    assert!(found.is_empty(), "{}: {}", run.name, show(&found));
+    for (name, rule, plant) in FAULTS {
+        let mut evidence = sound.clone();
+        plant(&mut evidence);
+        let found = check(&evidence);
+        assert!(
+            found.iter().any(|violation| violation.rule == *rule),
+            "{name}: {}",
+            show(&found)
+        );
+    }
+
+    // This one is done to the files themselves.
+    let (token, _) = first_done(&sound.lives[0].after.store);
+    store::delete_closed(&run.last_store(), &token);
+    let mut evidence = sound.clone();
+    *last(&mut evidence) = Store::read(&run.last_store(), &sound.terms.topic);
+    let found = check(&evidence);
+    for rule in [Rule::Lost, Rule::CommitPastUnrecorded, Rule::TwoOutcomes] {
+        assert!(
+            found.iter().any(|violation| violation.rule == rule),
+            "a deleted record: {}",
+            show(&found)
+        );
+    }
+}
+
+fn show(found: &[super::Violation]) -> String {
+    let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
+    format!("found {} violations\n{}", found.len(), lines.join("\n"))
+}

@@ -1,0 +1,252 @@
+//! The consumer process: this same test binary, started again for one ignored test that does nothing elsewhere.
+//!
+//! Its handler writes a line to the file of effects for everything it does, synced before it goes on: what a kill leaves
+//! there is what the world saw.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hapax::config::{Layer, Listen};
+use hapax::{Bytes, Class, Consumer, Context, HandlerError, Probe, Topic, Window};
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::plan::Act;
+
+/// Names the file with the [`Spec`]; absent wherever this is not a consumer process.
+pub(crate) const VARIABLE: &str = "HAPAX_CRASH_CHILD";
+/// The name of the test that is the consumer process.
+pub(crate) const TEST: &str = "crash::child::consumer_process";
+
+/// What a consumer process is told.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Spec {
+    pub(crate) brokers: String,
+    pub(crate) topic: String,
+    /// By its name in the configuration.
+    pub(crate) class: String,
+    pub(crate) probe: bool,
+    pub(crate) slots: u32,
+    pub(crate) by_key: bool,
+    pub(crate) ahead: usize,
+    pub(crate) cold_runs: bool,
+    pub(crate) session_ms: u64,
+    pub(crate) life: u32,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) effects: PathBuf,
+    /// Made when the process listens for SIGTERM.
+    pub(crate) ready: PathBuf,
+    /// Where the accounts are written at an orderly end.
+    pub(crate) books: PathBuf,
+}
+
+impl Spec {
+    pub(crate) fn class(&self) -> Class {
+        match self.class.as_str() {
+            "idempotent" => Class::Idempotent,
+            "potentially-idempotent" => Class::PotentiallyIdempotent,
+            "non-idempotent" => Class::NonIdempotent,
+            other => panic!("no class {other}"),
+        }
+    }
+}
+
+/// What the handlers of one process write to, and how.
+struct World {
+    life: u32,
+    path: PathBuf,
+    file: Mutex<File>,
+}
+
+type Cx = Context<Arc<World>>;
+
+impl World {
+    fn open(life: u32, path: &Path) -> Self {
+        let file = File::options().append(true).create(true).open(path).unwrap();
+        Self {
+            life,
+            path: path.to_owned(),
+            file: Mutex::new(file),
+        }
+    }
+
+    /// One line, durable when this returns.
+    fn write(&self, cx: &Cx, kind: &str) {
+        let token = cx.header("idempotency-key").unwrap_or(b"-");
+        let line = format!(
+            "{} {} {} {} {} {} {kind} {}\n",
+            self.life,
+            cx.topic(),
+            cx.partition(),
+            cx.offset(),
+            String::from_utf8_lossy(token),
+            cx.attempt(),
+            cx.child_token("effect"),
+        );
+        let mut file = self.file.lock().unwrap();
+        // One call for the line: another process may be writing to the same file.
+        file.write_all(line.as_bytes()).unwrap();
+        file.sync_data().unwrap();
+    }
+
+    /// Whether the effect with this child token has happened: what the resource itself knows.
+    fn has_happened(&self, cx: &Cx) -> bool {
+        let text = std::fs::read_to_string(&self.path).unwrap();
+        let effect = format!(" end {}", cx.child_token("effect"));
+        text.lines().any(|line| line.ends_with(&effect))
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a handler that takes real time, in a process that is killed in real time"
+)]
+async fn wait(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+async fn handle(payload: Bytes, cx: Cx) -> Result<(), HandlerError> {
+    let world = Arc::clone(cx.state());
+    let act = Act::of(&payload);
+    world.write(&cx, "begin");
+    if let Act::Wait(ms) = act {
+        wait(Duration::from_millis(ms)).await;
+    }
+    hapax::crash::point("inside-handler");
+    match act {
+        Act::Reject => {
+            world.write(&cx, "rejected");
+            return Err(HandlerError::reject("it can never succeed"));
+        }
+        Act::Refuse if cx.attempt() == 1 => {
+            world.write(&cx, "refused");
+            return Err(HandlerError::not_applied("not yet"));
+        }
+        Act::BreakBefore if cx.attempt() == 1 => {
+            world.write(&cx, "broken");
+            return Err(HandlerError::unknown("who knows"));
+        }
+        Act::BreakAfter if cx.attempt() == 1 => {
+            world.write(&cx, "end");
+            world.write(&cx, "broken");
+            return Err(HandlerError::unknown("who knows"));
+        }
+        _ => {}
+    }
+    world.write(&cx, "end");
+    world.write(&cx, "ok");
+    Ok(())
+}
+
+/// Asks the file of effects, and for one in eight tokens says that it cannot tell.
+async fn probe(_: Bytes, cx: Cx) -> Result<Probe, HandlerError> {
+    let world = Arc::clone(cx.state());
+    if cx.token().0[0] % 8 == 0 {
+        world.write(&cx, "probe-unknown");
+        return Ok(Probe::Unknown);
+    }
+    if world.has_happened(&cx) {
+        world.write(&cx, "probe-done");
+        return Ok(Probe::done(""));
+    }
+    // It can no longer happen: the effect comes in one call, and whoever made it is gone or was cancelled.
+    world.write(&cx, "probe-not-done");
+    Ok(Probe::NotDone)
+}
+
+fn settings(spec: &Spec, layer: &mut Layer) {
+    let session = spec.session_ms.to_string();
+    let heartbeat = (spec.session_ms / 6).to_string();
+    layer.kafka = [
+        ("session.timeout.ms", session.as_str()),
+        ("heartbeat.interval.ms", heartbeat.as_str()),
+        ("fetch.wait.max.ms", "20"),
+        ("reconnect.backoff.max.ms", "200"),
+    ]
+    .into_iter()
+    .collect();
+    layer.commit_every = Some(Duration::from_millis(100));
+    layer.drain = Some(Duration::from_secs(4));
+    layer.admin.listen = Some(Listen::Off);
+    if spec.cold_runs {
+        layer.cold = Some(hapax::config::Cold::Run);
+    }
+}
+
+fn consumer(spec: &Spec) -> Consumer {
+    let world = Arc::new(World::open(spec.life, &spec.effects));
+    let mut topic = Topic::bytes(&spec.topic, spec.class())
+        .state(world)
+        .window(Window::hours(24))
+        .backoff(Duration::from_millis(5), Duration::from_millis(40))
+        .begun_ahead(spec.ahead)
+        .deadline(Duration::from_secs(3));
+    if spec.probe {
+        topic = topic
+            .probe(probe)
+            .deadline(Duration::from_millis(1_200))
+            .probe_settle(Duration::from_millis(100));
+    }
+    topic = if spec.by_key {
+        topic.by_key(spec.slots)
+    } else {
+        topic.unordered(spec.slots)
+    };
+    Consumer::local(&spec.topic, &spec.state_dir)
+        .brokers(&spec.brokers)
+        .with(|layer| settings(spec, layer))
+        .handle(topic, handle)
+}
+
+#[test]
+#[ignore = "a consumer process, started by the crash tests"]
+fn consumer_process() {
+    let Some(path) = std::env::var_os(VARIABLE) else {
+        return;
+    };
+    let spec: Spec = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    // Whoever started this holds the other end. When they are gone, so is this.
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::abort();
+    });
+    tracing_subscriber::fmt()
+        .with_env_filter("hapax=info,warn")
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let running = runtime.block_on(async {
+        let mut asked = signal(SignalKind::terminate()).unwrap();
+        // Before this nobody may ask: the signal would end the process in the middle of its start.
+        std::fs::write(&spec.ready, "").unwrap();
+        let stop = async move {
+            asked.recv().await;
+        };
+        consumer(&spec).run_until(stop).await
+    });
+    let summary = match running {
+        Ok(summary) => summary,
+        Err(error) => panic!("the consumer ended: {error}: {error:?}"),
+    };
+    let books: Vec<serde_json::Value> = summary
+        .balances
+        .iter()
+        .map(|balance| {
+            let account = hapax::accounts::Account::ALL;
+            let accounts = account.map(|account| (account.name().to_owned(), balance.of(account).into()));
+            let mut books: serde_json::Map<String, serde_json::Value> = accounts.into_iter().collect();
+            books.insert("taken".into(), balance.taken.into());
+            books.insert("restored".into(), balance.restored.into());
+            books.into()
+        })
+        .collect();
+    std::fs::write(&spec.books, serde_json::to_vec(&books).unwrap()).unwrap();
+}
