@@ -105,7 +105,7 @@ pub mod error;
 pub mod explain;
 pub mod fence;
 pub mod handler;
-#[cfg(any(test, feature = "cli"))]
+#[cfg(any(test, feature = "cli", feature = "testing"))]
 mod held;
 pub mod journal;
 pub mod ledger;
