@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use crate::broker::Letter;
 use crate::class::Class;
+use crate::error::cut;
 use crate::message::{Kept, Offset};
 use crate::outcome::Reason;
 
@@ -92,15 +93,6 @@ fn id(lineage: &Lineage<'_>) -> String {
     hex
 }
 
-/// At most `max` bytes of `text`, ending between characters.
-fn cut(text: &str, max: usize) -> &str {
-    let end = (0..=max.min(text.len()))
-        .rev()
-        .find(|end| text.is_char_boundary(*end))
-        .unwrap_or(0);
-    text.get(..end).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,12 +173,5 @@ mod tests {
             .map(|(name, value)| name.len() + value.as_ref().map_or(0, Bytes::len))
             .sum();
         assert!(bytes as u64 <= HEADER_BYTES_MAX, "{bytes}");
-    }
-
-    #[test]
-    fn a_long_error_is_cut_between_characters() {
-        assert_eq!(cut("aé", 2), "a");
-        assert_eq!(cut("aé", 3), "aé");
-        assert_eq!(cut("", 3), "");
     }
 }

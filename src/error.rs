@@ -84,13 +84,38 @@ pub enum Error {
 pub fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
-    while let Some(source) = next {
+    for _ in 0..SOURCES_MAX {
+        let Some(source) = next else { break };
         let said = source.to_string();
         // Some libraries print their source inside their own message.
-        if !text.ends_with(&said) {
+        if !text.contains(&said) {
             let _ = write!(text, ": {said}");
         }
         next = source.source();
     }
     text
+}
+
+/// A chain may be a circle.
+const SOURCES_MAX: usize = 16;
+
+/// At most `max` bytes of `text`, ending between characters.
+pub(crate) fn cut(text: &str, max: usize) -> &str {
+    let end = (0..=max.min(text.len()))
+        .rev()
+        .find(|end| text.is_char_boundary(*end))
+        .unwrap_or(0);
+    text.get(..end).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        assert_eq!(cut("aé", 2), "a");
+        assert_eq!(cut("aé", 3), "aé");
+        assert_eq!(cut("", 3), "");
+    }
 }

@@ -52,7 +52,7 @@ impl Span {
         len: u32::MAX,
     };
 
-    fn of<'a>(self, arena: &'a [u8]) -> Option<&'a [u8]> {
+    fn of(self, arena: &[u8]) -> Option<&[u8]> {
         if self.len == u32::MAX {
             return None;
         }
@@ -84,6 +84,7 @@ pub struct Batch {
     arena: Bytes,
     entries: Vec<Entry>,
     /// Dropped with the batch: what its bytes were counted against.
+    #[expect(dead_code, reason = "held, not read")]
     lease: Option<Box<dyn Any + Send + Sync>>,
 }
 

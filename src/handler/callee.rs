@@ -3,6 +3,11 @@
 //! Nothing is boxed here but a probe's future. A panic of the user's code, also of the part of a closure that comes
 //! before its `async` block, comes out of polling a future and never out of making one: whoever polls can catch it.
 
+#![expect(
+    clippy::manual_async_fn,
+    reason = "that a future is `Send` and borrows nothing is part of the signature"
+)]
+
 use std::future::Future;
 use std::sync::Arc;
 

@@ -8,7 +8,6 @@
 
 use std::error::Error;
 use std::fmt;
-use std::iter::successors;
 use std::time::Duration;
 
 /// What `?` converts from: any error, anything that wraps one, and text.
@@ -16,9 +15,6 @@ pub(super) type BoxError = Box<dyn Error + Send + Sync + 'static>;
 
 /// The most of an error's text that is kept; the rest is cut. It travels in a header of the dead letter.
 const MESSAGE_BYTES_MAX: usize = 4096;
-
-/// How many sources are followed: nothing keeps an error from being a source of itself.
-const SOURCES_MAX: usize = 32;
 
 /// Why an attempt ended without an outcome, and what is known about what it applied.
 ///
@@ -173,25 +169,9 @@ impl<T, E: Into<BoxError>> Classify<T> for Result<T, E> {
     }
 }
 
-/// An error and its sources on one line. Many errors already print their source: what has been said is left out.
+/// An error and its sources on one line, no longer than a dead letter takes.
 pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut said = error.to_string();
-    for source in successors(error.source(), |error| {
-        let error = *error;
-        error.source()
-    })
-    .take(SOURCES_MAX)
-    {
-        let text = source.to_string();
-        if !said.contains(&text) {
-            said.push_str(": ");
-            said.push_str(&text);
-        }
-    }
-    if said.len() > MESSAGE_BYTES_MAX {
-        said.truncate(said.floor_char_boundary(MESSAGE_BYTES_MAX));
-    }
-    said
+    crate::error::cut(&crate::error::chain(error), MESSAGE_BYTES_MAX).to_owned()
 }
 
 #[cfg(test)]
@@ -246,7 +226,8 @@ mod tests {
             Err::<(), _>("gone").reject()
         }
         fn outer() -> Result<(), HandlerError> {
-            Ok(inner()?)
+            inner()?;
+            Ok(())
         }
         assert_eq!(outer().unwrap_err().kind(), ErrorKind::Reject);
     }

@@ -124,8 +124,10 @@ impl Topic<Undecoded> {
 impl<D: Decode> Topic<D> {
     /// Messages as that decoder reads them.
     pub fn with(name: impl Into<String>, class: Class, decode: D) -> Self {
-        let mut layer = TopicLayer::default();
-        layer.class = Some(class);
+        let layer = TopicLayer {
+            class: Some(class),
+            ..TopicLayer::default()
+        };
         Self {
             name: name.into(),
             layer,

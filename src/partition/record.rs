@@ -146,10 +146,14 @@ impl Partition {
     /// Goes on with whatever has become durable.
     pub(super) fn acknowledged(&mut self) -> Result<(), Stop> {
         let durable = self.acks.durable();
-        while let Some(submitted) = self
+        while self
             .submitted
-            .pop_front_if(|submitted| submitted.number <= durable)
+            .front()
+            .is_some_and(|submitted| submitted.number <= durable)
         {
+            let Some(submitted) = self.submitted.pop_front() else {
+                break;
+            };
             crate::crash::point("after-record");
             self.wiring
                 .meters

@@ -21,7 +21,7 @@ use super::committer::{Committer, Order};
 use super::properties::consumer_config;
 use super::rebalance::{First, Strays};
 use super::signal::Signal;
-use super::take::{BATCH_MESSAGES_MAX, Queue, take};
+use super::take::{BATCH_MESSAGES_MAX, Queue, Taken, take};
 use crate::assignments::Assignments;
 use crate::broker;
 use crate::clock;
@@ -245,20 +245,14 @@ impl PollThread {
             if !self.assignments.has_room(queue.id) {
                 continue;
             }
-            match take(queue, room.min(BATCH_MESSAGES_MAX)) {
-                Ok(None) => {}
-                Ok(Some(batch)) => {
-                    taken += batch.len();
-                    self.assignments.offer(queue.id, batch);
-                }
-                Err((batch, error)) => {
-                    if let Some(batch) = batch {
-                        taken += batch.len();
-                        self.assignments.offer(queue.id, batch);
-                    }
-                    self.client_error(&error)?;
-                    break;
-                }
+            let Taken { batch, error } = take(queue, room.min(BATCH_MESSAGES_MAX));
+            if let Some(batch) = batch {
+                taken += batch.len();
+                self.assignments.offer(queue.id, batch);
+            }
+            if let Some(error) = error {
+                self.client_error(&error)?;
+                break;
             }
         }
         self.next_queue = self.next_queue.wrapping_add(1);

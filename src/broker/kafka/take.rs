@@ -24,8 +24,11 @@ pub(super) struct Queue {
     pub(super) queue: PartitionQueue<Callbacks>,
 }
 
-/// A batch, if there was anything; with an error, what was taken before it.
-type Taken = Result<Option<Batch>, (Option<Batch>, KafkaError)>;
+/// A batch, if there was anything, and the error that ended it, if one did.
+pub(super) struct Taken {
+    pub(super) batch: Option<Batch>,
+    pub(super) error: Option<KafkaError>,
+}
 
 /// Copies what the queue has, up to a batch.
 pub(super) fn take(queue: &Queue, messages_max: usize) -> Taken {
@@ -54,10 +57,7 @@ pub(super) fn take(queue: &Queue, messages_max: usize) -> Taken {
         }
     };
     let batch = batch.filter(|batch| !batch.is_empty()).map(BatchBuilder::finish);
-    match error {
-        None => Ok(batch),
-        Some(error) => Err((batch, error)),
-    }
+    Taken { batch, error }
 }
 
 fn push(batch: &mut BatchBuilder, message: &BorrowedMessage<'_>) {

@@ -58,6 +58,8 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
+type KeyValue = (Box<[u8]>, Box<[u8]>);
+
 impl RocksStore {
     pub(super) fn find(
         &self,
@@ -209,7 +211,7 @@ impl RocksStore {
         &self,
         name: &str,
         prefix: impl AsRef<[u8]>,
-    ) -> Result<impl Iterator<Item = Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>>, Error> {
+    ) -> Result<impl Iterator<Item = Result<KeyValue, rocksdb::Error>>, Error> {
         let mut options = ReadOptions::default();
         options.set_iterate_range(PrefixRange(prefix.as_ref()));
         let family = self.family(name)?;
