@@ -87,6 +87,20 @@ impl Balance {
         self.accounts.get(account as usize).copied().unwrap_or_default()
     }
 
+    /// Several books as one: the assignments of a process, for example.
+    #[must_use]
+    pub fn sum<'a>(balances: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut sum = Self::default();
+        for balance in balances {
+            sum.taken += balance.taken;
+            sum.restored += balance.restored;
+            for (to, from) in sum.accounts.iter_mut().zip(balance.accounts) {
+                *to += from;
+            }
+        }
+        sum
+    }
+
     /// Entered less accounted for: 0, or an alarm.
     #[must_use]
     pub fn remainder(&self) -> i64 {

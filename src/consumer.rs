@@ -3,15 +3,12 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use crate::attempt::{Factory, Terms, Typed};
-use crate::config::{self, Durability, Layer, Settings, TopicPolicy};
+use crate::bound::Bound;
+use crate::config::{self, Durability, Layer, Settings};
 use crate::error::Error;
-use crate::handler::{
-    self, Binding, Callee, Context, Decode, Handler, HandlerError, IntoReply, Readers, Topic,
-};
-use crate::runtime::{self, Handled, Summary};
+use crate::handler::{self, Binding, Callee, Context, Decode, Handler, HandlerError, IntoReply, Topic};
+use crate::runtime::{self, Summary};
 
 /// A Kafka consumer whose effects happen once: one consumer group, one state directory, a handler for each topic.
 ///
@@ -45,12 +42,6 @@ pub struct Consumer {
     code: Layer,
     bound: BTreeMap<String, Bound>,
     problem: Option<Error>,
-}
-
-/// A handler, waiting for the settings of its topic.
-struct Bound {
-    readers: Readers,
-    make: Box<dyn FnOnce(&TopicPolicy) -> Arc<dyn Factory> + Send>,
 }
 
 impl Consumer {
@@ -140,17 +131,9 @@ impl Consumer {
             readers,
             callee,
         } = binding;
-        let make = Box::new(move |policy: &TopicPolicy| -> Arc<dyn Factory> {
-            let terms = Terms {
-                deadline: policy.deadline,
-                probe_deadline: policy.probe_deadline,
-                offload: policy.offload,
-            };
-            Arc::new(Typed { callee, terms })
-        });
         if self
             .bound
-            .insert(topic.clone(), Bound { readers, make })
+            .insert(topic.clone(), Bound::new(callee, readers))
             .is_some()
         {
             self.problem
@@ -189,7 +172,13 @@ impl Consumer {
         self.run_until(stop).await
     }
 
-    /// Runs until `stop` is ready, then drains. Dropping the returned future instead ends it as a crash would.
+    /// Runs until `stop` is ready, then drains.
+    ///
+    /// Cancel safety: dropping the returned future asks for the same end, in the background. Threads and handlers of
+    /// this consumer go on for at most `drain` and a little, record and commit what they finished, and close the store;
+    /// until then the state directory is in use, and nobody is told how it ended. Await the future to know. A process
+    /// that exits meanwhile, or drops the tokio runtime, ends it as a crash would: nothing recorded is lost, and what
+    /// ran is in doubt by its class.
     ///
     /// # Errors
     /// Whatever refused the start or ended the run. Everything recorded until then stays recorded.
@@ -200,20 +189,9 @@ impl Consumer {
         let settings = self.settings()?;
         let mut handled = BTreeMap::new();
         for (topic, policy) in &settings.topics {
-            let Some(Bound { readers, make }) = self.bound.remove(topic) else {
-                continue;
-            };
-            let readers = readers.of(&policy.token).map_err(|name| Error::NoTokenCode {
-                topic: topic.clone(),
-                name,
-            })?;
-            handled.insert(
-                topic.clone(),
-                Handled {
-                    factory: make(policy),
-                    readers,
-                },
-            );
+            if let Some(bound) = self.bound.get(topic) {
+                handled.insert(topic.clone(), bound.ready(topic, policy)?);
+            }
         }
         runtime::run(settings, handled, stop).await
     }

@@ -55,6 +55,17 @@ pub enum Error {
     /// A durable write failed. Nothing was dropped and nothing more ran (Inv 9). Mend the disk and start again.
     #[error("a durable write failed, hapax stopped: {0}")]
     Journal(String),
+    /// The admin port cannot be listened on, most often because another process has it. Nothing runs. Stop the other,
+    /// or set `admin.listen` to another address, to port 0, or to `"off"`.
+    #[error(
+        "the admin port {listen} cannot be listened on; set `admin.listen` to another one, or to \"off\""
+    )]
+    Admin {
+        /// What was asked for.
+        listen: std::net::SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The system gave no thread. Nothing runs. Raise the limit on threads.
     #[error("no thread for {what}")]
     Thread {

@@ -109,6 +109,42 @@ definitions! {
         "Taken and restored less all accounts: anything but 0 is a bug, and an alarm.";
 }
 
+/// The upper bounds of a histogram's buckets, in its unit; empty for what is no histogram.
+#[must_use]
+pub fn buckets(histogram: &str) -> &'static [f64] {
+    const HOUR: f64 = 3_600.0;
+    const DAY: f64 = 24.0 * HOUR;
+    match histogram {
+        // From a producer's retry to a resend after a holiday: it says how long a window has to be.
+        name::DUPLICATE_GAP => &[
+            0.1,
+            1.0,
+            10.0,
+            60.0,
+            600.0,
+            HOUR,
+            6.0 * HOUR,
+            12.0 * HOUR,
+            DAY,
+            2.0 * DAY,
+            4.0 * DAY,
+            7.0 * DAY,
+            14.0 * DAY,
+            30.0 * DAY,
+        ],
+        // From a local call to the longest deadline that anybody sets.
+        name::HANDLER => &[
+            0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+        ],
+        // From a fast disk's sync to one that is about to be replaced.
+        name::RECORD => &[
+            0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0,
+            10.0,
+        ],
+        _ => &[],
+    }
+}
+
 /// Registers descriptions with the installed recorder.
 pub fn describe() {
     for definition in DEFINITIONS {

@@ -7,13 +7,15 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::accounts::Balance;
+use crate::admin::{self, Readiness};
 use crate::assignments::{Assignments, Parts};
-use crate::attempt::Factory;
+use crate::bound::Handled;
 use crate::broker::Letters;
-use crate::broker::kafka::admin;
+use crate::broker::cluster::Fit;
+use crate::broker::kafka;
 use crate::broker::kafka::consumer::PollThread;
 use crate::broker::kafka::producer::Producer;
 use crate::broker::kafka::properties::session_max;
@@ -32,13 +34,7 @@ use crate::store::lookups::Lookups;
 use crate::store::rocks::RocksStore;
 use crate::store::{Store, TopicSpec};
 use crate::sweep::Sweeper;
-use crate::token::{Extractor, Reader};
-
-/// A topic with its handler, ready to be run.
-pub(crate) struct Handled {
-    pub(crate) factory: Arc<dyn Factory>,
-    pub(crate) readers: Vec<Reader>,
-}
+use crate::token::Extractor;
 
 /// What a consumer came to: the books of each of its assignments.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -49,12 +45,25 @@ pub struct Summary {
 }
 
 /// Opens the store, asks the broker, starts the threads, and runs until `stop` is ready or something ends it.
+///
+/// Dropped, it asks for the same end and does not wait for it.
 pub(crate) async fn run(
     settings: Settings,
     handled: BTreeMap<String, Handled>,
     stop: impl Future<Output = ()>,
 ) -> Result<Summary, Error> {
     let settings = Arc::new(settings);
+    let (reported_cold, cold) = watch::channel(0);
+    let readiness = Arc::new(Readiness::new(cold));
+    // Before the first metric is made: what was made under no recorder is nobody's.
+    let admin = match settings.admin.listen {
+        Some(listen) => Some(admin::Server::start(listen, Arc::clone(&readiness)).await?),
+        None => None,
+    };
+    if let Some(server) = &admin {
+        tracing::info!(address = %server.address(), "metrics, health and readiness");
+    }
+    crate::metrics::describe();
     let opening = {
         let settings = Arc::clone(&settings);
         // Opening is not cancellable: on a blocking thread a dropped future leaves it to finish and close by itself.
@@ -63,31 +72,163 @@ pub(crate) async fn run(
     let (store, partitions) = opening
         .await
         .map_err(|error| Error::Internal(format!("opening the store: {error}")))??;
-    let store: Arc<dyn Store> = Arc::new(store);
 
-    let signal = Arc::new(Signal::default());
     let (failures, mut failed) = mpsc::unbounded_channel();
+    let pulse = Pulse::new(clock::now(), session_max(&settings));
+    readiness.feel(pulse.clone());
+    let poll = Poll {
+        partitions,
+        pulse,
+        reported_cold,
+        failures,
+    };
+    let (mut running, poll) = start(&settings, handled, store, poll)?;
+    tokio::pin!(poll);
+    tokio::pin!(stop);
+    let mut failure = None;
+    let outcome = tokio::select! {
+        outcome = &mut poll => outcome,
+        () = &mut stop => {
+            readiness.stop();
+            running.signal.stop();
+            (&mut poll).await
+        }
+        Some(error) = failed.recv() => {
+            failure = Some(error);
+            readiness.stop();
+            running.signal.stop();
+            (&mut poll).await
+        }
+    };
+    readiness.stop();
+    let outcome = outcome.unwrap_or_else(|_| Err(Error::Internal("the poll thread ended by a panic".into())));
+    while let Ok(error) = failed.try_recv() {
+        failure.get_or_insert(error);
+    }
+    let closed = match running.ending.take() {
+        Some(ending) => tokio::task::spawn_blocking(move || ending.end())
+            .await
+            .map_err(|error| Error::Internal(format!("closing the store: {error}")))?,
+        None => Ok(()),
+    };
+    match (failure, outcome) {
+        (Some(error), _) => Err(error),
+        (None, Err(error)) => Err(error),
+        (None, Ok(balances)) => closed.map(|()| Summary { balances }).map_err(Error::from),
+    }
+}
+
+/// A consumer that runs. Dropped with its future, it stops in the background as it would have stopped in the
+/// foreground: what runs may finish within `drain`, is recorded and committed, and the store is closed.
+struct Running {
+    signal: Arc<Signal>,
+    ending: Option<Ending>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.signal.stop();
+        let Some(ending) = self.ending.take() else {
+            return;
+        };
+        // Not on the runtime: it may be on its way out as well.
+        let thread = thread::Builder::new().name("hapax-end".into()).spawn(move || {
+            if let Err(error) = ending.end() {
+                tracing::warn!(why = %crate::error::chain(&error), "the store was not closed; the next start counts this one as killed");
+            }
+        });
+        if let Err(error) = thread {
+            tracing::warn!(%error, "no thread to end with; the next start counts this one as killed");
+        }
+    }
+}
+
+/// What has to come to its end before the store is closed, in this order.
+struct Ending {
+    poll: thread::JoinHandle<()>,
+    sweeper: Sweeper,
+    journal: thread::JoinHandle<()>,
+    lookups: thread::JoinHandle<()>,
+    store: Unclosed,
+}
+
+impl Ending {
+    /// The threads end with their last handle; the store closes when nobody can write to it any more. Blocks.
+    fn end(self) -> Result<(), crate::store::Error> {
+        let _ = self.poll.join();
+        drop(self.sweeper);
+        let _ = (self.journal.join(), self.lookups.join());
+        self.store.close()
+    }
+}
+
+/// An open store that closes at the latest when this is dropped: a start that was refused, or whose future was dropped,
+/// must not count as one that was killed.
+struct Unclosed(Option<Arc<dyn Store>>);
+
+impl Unclosed {
+    fn new(store: impl Store) -> Self {
+        Self(Some(Arc::new(store)))
+    }
+
+    fn close(mut self) -> Result<(), crate::store::Error> {
+        self.0.take().map_or(Ok(()), |store| store.close())
+    }
+}
+
+impl Drop for Unclosed {
+    fn drop(&mut self) {
+        if let Some(store) = self.0.take()
+            && let Err(error) = store.close()
+        {
+            tracing::warn!(why = %crate::error::chain(&error), "the store was not closed; the next start counts this one as killed");
+        }
+    }
+}
+
+type Polled = oneshot::Receiver<Result<Vec<Balance>, Error>>;
+
+/// What the poll thread starts with.
+struct Poll {
+    /// How many partitions the topics have in all.
+    partitions: usize,
+    pulse: Pulse,
+    reported_cold: watch::Sender<usize>,
+    /// Why the consumer has to stop, from whichever thread met it first.
+    failures: mpsc::UnboundedSender<Error>,
+}
+
+/// Starts the threads.
+fn start(
+    settings: &Arc<Settings>,
+    handled: BTreeMap<String, Handled>,
+    unclosed: Unclosed,
+    poll: Poll,
+) -> Result<(Running, Polled), Error> {
+    let Some(store) = unclosed.0.clone() else {
+        return Err(Error::Internal("the store was closed before it was used".into()));
+    };
+    let Poll {
+        partitions,
+        pulse,
+        reported_cold,
+        failures,
+    } = poll;
+    let no_thread = |what| move |source| Error::Thread { what, source };
+    let signal = Arc::new(Signal::default());
     let broken = failures.clone();
     let (journal, journal_thread) = Local::start(Arc::clone(&store), move |why| {
         let _ = broken.send(Error::Journal(why));
     })
-    .map_err(|source| Error::Thread {
-        what: "the journal",
-        source,
-    })?;
-    let (lookups, lookups_thread) = Lookups::start(Arc::clone(&store)).map_err(|source| Error::Thread {
-        what: "look-ups",
-        source,
-    })?;
-    let letters: Arc<dyn Letters> = Arc::new(Producer::new(&settings)?);
+    .map_err(no_thread("the journal"))?;
+    let (lookups, lookups_thread) = Lookups::start(Arc::clone(&store)).map_err(no_thread("look-ups"))?;
+    let letters: Arc<dyn Letters> = Arc::new(Producer::new(settings)?);
     let wake = Arc::clone(&signal);
     let waker = Waker::new(move || wake.raise());
-    let limits = &settings.limits;
-    let budget = Budget::new(limits, waker);
+    let budget = Budget::new(&settings.limits, waker);
     let commits = Commits::default();
-    let pulse = Pulse::new(clock::now(), session_max(&settings));
     let common = Common {
-        settings: Arc::clone(&settings),
+        settings: Arc::clone(settings),
         lookups,
         journal: Arc::new(journal),
         letters,
@@ -106,18 +247,11 @@ pub(crate) async fn run(
         .values()
         .map(|(id, wiring)| (*id, Arc::clone(wiring)))
         .collect();
-    let sweeper =
-        Sweeper::start(Arc::clone(&store), wirings, commits.clone(), Clock::system()).map_err(|source| {
-            Error::Thread {
-                what: "the sweeper",
-                source,
-            }
-        })?;
-
-    let (reported_cold, _cold) = watch::channel(0);
+    let sweeper = Sweeper::start(Arc::clone(&store), wirings, commits.clone(), Clock::system())
+        .map_err(no_thread("the sweeper"))?;
     let parts = Parts {
         topics,
-        store: Arc::clone(&store),
+        store,
         commits,
         budget,
         clock: Clock::system(),
@@ -127,60 +261,33 @@ pub(crate) async fn run(
         runtime: Handle::current(),
         failures,
     };
+    let (done, polled) = oneshot::channel();
     let poll = {
-        let (settings, signal) = (Arc::clone(&settings), Arc::clone(&signal));
-        let (done, finished) = tokio::sync::oneshot::channel();
-        thread::Builder::new()
-            .name("hapax-poll".into())
-            .spawn(move || {
-                let assignments = Assignments::new(parts);
-                let outcome =
-                    PollThread::new(settings, partitions, assignments, signal, pulse, reported_cold)
-                        .and_then(PollThread::run);
-                let _ = done.send(outcome);
-            })
-            .map_err(|source| Error::Thread {
-                what: "polling",
-                source,
-            })?;
-        finished
+        let (settings, signal) = (Arc::clone(settings), Arc::clone(&signal));
+        thread::Builder::new().name("hapax-poll".into()).spawn(move || {
+            let assignments = Assignments::new(parts);
+            let outcome = PollThread::new(settings, partitions, assignments, signal, pulse, reported_cold)
+                .and_then(PollThread::run);
+            // Nobody listens any more where the future was dropped.
+            let _ = done.send(outcome);
+        })
     };
-    tokio::pin!(poll);
-    tokio::pin!(stop);
-    let mut failure = None;
-    let outcome = loop {
-        tokio::select! {
-            outcome = &mut poll => break outcome,
-            () = &mut stop => { signal.stop(); break (&mut poll).await }
-            Some(error) = failed.recv() => {
-                failure.get_or_insert(error);
-                signal.stop();
-                break (&mut poll).await;
-            }
-        }
+    let ending = Ending {
+        poll: poll.map_err(no_thread("polling"))?,
+        sweeper,
+        journal: journal_thread,
+        lookups: lookups_thread,
+        store: unclosed,
     };
-    let outcome = outcome.unwrap_or_else(|_| Err(Error::Internal("the poll thread ended by a panic".into())));
-    while let Ok(error) = failed.try_recv() {
-        failure.get_or_insert(error);
-    }
-    // The threads end with their last handle; the store closes when nobody can write to it any more.
-    let closing = tokio::task::spawn_blocking(move || {
-        drop(sweeper);
-        let _ = (journal_thread.join(), lookups_thread.join());
-        store.close()
-    });
-    let closed = closing
-        .await
-        .map_err(|error| Error::Internal(format!("closing the store: {error}")))?;
-    match (failure, outcome) {
-        (Some(error), _) => Err(error),
-        (None, Err(error)) => Err(error),
-        (None, Ok(balances)) => closed.map(|()| Summary { balances }).map_err(Error::from),
-    }
+    let running = Running {
+        signal,
+        ending: Some(ending),
+    };
+    Ok((running, polled))
 }
 
 /// The store, and how many partitions the topics have in all.
-fn open(settings: &Settings) -> Result<(RocksStore, usize), Error> {
+fn open(settings: &Settings) -> Result<(Unclosed, usize), Error> {
     let specs: Vec<_> = settings
         .topics
         .iter()
@@ -190,12 +297,42 @@ fn open(settings: &Settings) -> Result<(RocksStore, usize), Error> {
         })
         .collect();
     let store = RocksStore::open(&settings.state_dir, &settings.group, &specs, settings.memory.0)?;
-    let cluster = admin::ask(settings, settings.topics.keys().cloned())?;
-    if let Some(id) = cluster.id {
-        store.claim_cluster(&id)?;
+    let claimed = claim(settings, &store);
+    let store = Unclosed::new(store);
+    claimed.map(|partitions| (store, partitions))
+}
+
+/// What the cluster has to be for this store and these settings. Returns how many partitions the topics have in all.
+fn claim(settings: &Settings, store: &RocksStore) -> Result<usize, Error> {
+    let mut cluster = kafka::admin::ask(settings)?;
+    if let Some(id) = &cluster.id {
+        store.claim_cluster(id)?;
     }
-    let partitions: i32 = cluster.partitions.values().sum();
-    Ok((store, usize::try_from(partitions).unwrap_or(0)))
+    let mut all = 0;
+    for topic in settings.topics.keys() {
+        let partitions = cluster.partitions(topic)?;
+        all += usize::try_from(partitions).unwrap_or(0);
+        if let Some(known) = store.claim_partitions(topic, partitions)? {
+            tracing::warn!(
+                %topic, known, partitions,
+                "the topic has grown: a token may come back in another partition, where it is not known, for one window"
+            );
+        }
+    }
+    let missing = cluster.missing_letters(settings);
+    if settings.dead_letter.create && !missing.is_empty() {
+        for new in &missing {
+            kafka::admin::create(settings, new)?;
+            tracing::info!(topic = %new.name, partitions = new.partitions, "dead-letter topic created");
+        }
+        cluster = kafka::admin::ask(settings)?;
+    }
+    for topic in settings.topics.keys() {
+        if let Fit::Unproven(why) = cluster.letters(settings, topic)? {
+            tracing::warn!(%topic, %why, "not proven that every message fits into the dead-letter topic with hapax's headers");
+        }
+    }
+    Ok(all)
 }
 
 /// What the wirings of all topics share.

@@ -3,6 +3,8 @@
 //! `kafka/` is the one place that names the client library. A scripted source (`testing.rs`) drives the same
 //! runtime without a broker.
 
+#[cfg(any(test, feature = "kafka"))]
+pub(crate) mod cluster;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
 
@@ -111,6 +113,50 @@ pub enum Error {
         topic: String,
         /// What the broker said.
         why: String,
+    },
+    /// A topic's dead-letter topic does not exist. Nothing runs: the first message to be given up on would stop its
+    /// partition. Create it, or let hapax do it.
+    #[error(
+        "dead-letter topic {topic:?} of topic {input:?} does not exist; create it (`{command}`), or set `dead_letter.create = true`"
+    )]
+    NoLetters {
+        /// The dead-letter topic.
+        topic: String,
+        /// The topic that the letters come from.
+        input: String,
+        /// A command that creates it.
+        command: String,
+    },
+    /// The broker does not tell of a dead-letter topic, or did not create it. Nothing runs. Grant the right, or create
+    /// it with your own tools.
+    #[error(
+        "dead-letter topic {topic:?} of topic {input:?} cannot be used: {why}; grant the right, or create it yourself"
+    )]
+    Letters {
+        /// The dead-letter topic.
+        topic: String,
+        /// The topic that the letters come from.
+        input: String,
+        /// What the broker said.
+        why: String,
+    },
+    /// The largest message of a topic does not fit into its dead-letter topic once hapax's headers are added (schedule
+    /// 20). Nothing runs: such a message could never be given up on. Raise the limit of the dead-letter topic.
+    #[error(
+        "dead-letter topic {topic:?} takes messages of {bytes} bytes, and {input:?} has them of up to {input_bytes}: with hapax's headers {needed} are needed; \
+         `kafka-configs.sh --alter --entity-type topics --entity-name {topic} --add-config max.message.bytes={needed}`"
+    )]
+    LettersTooSmall {
+        /// The dead-letter topic.
+        topic: String,
+        /// Its `max.message.bytes`.
+        bytes: u64,
+        /// The topic that the letters come from.
+        input: String,
+        /// Its `max.message.bytes`.
+        input_bytes: u64,
+        /// What the dead-letter topic would have to take.
+        needed: u64,
     },
     /// A dead letter was not acknowledged. hapax keeps it and tries again; its partition takes nothing meanwhile.
     #[error("dead letter to {topic:?} was not acknowledged: {why}")]

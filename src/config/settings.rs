@@ -231,11 +231,14 @@ impl Default for Limits {
 pub struct DeadLetter {
     /// The topic's name; `{topic}` stands for the name of the topic that the message came from.
     ///
-    /// Default: `{topic}.dead-letters`. While one cannot be written its partition stops: it is never skipped.
+    /// Default: `{topic}.dead-letters`. While one cannot be written its partition stops: it is never skipped. Where its
+    /// `max.message.bytes` is below that of the topic itself plus 16 KiB for hapax's headers, the start is refused: the
+    /// largest message could never be given up on.
     /// Metrics: `hapax_outcomes_total` by its
     /// reason, `hapax_dead_letter_failures_total`.
     pub topic: String,
-    /// Whether hapax creates the topic where it is missing, with the cluster's replication factor.
+    /// Whether hapax creates the topic where it is missing: with as many partitions as the topic itself, room for its
+    /// largest message and hapax's headers, and the cluster's replication factor.
     ///
     /// Default: `false`: a missing topic is refused at start, because a topic made by the way has the retention of
     /// nobody's choosing.

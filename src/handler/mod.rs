@@ -107,5 +107,11 @@ where
     let _ = closure(topic, handler);
 }
 
+/// The bounds of `Consumer::handler`.
+#[doc(hidden)]
+pub fn handler<D: Decode, H: Handler<D::Message>>(topic: Topic<D>, handler: H) {
+    let _ = object(topic, handler);
+}
+
 #[cfg(test)]
 mod tests;

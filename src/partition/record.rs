@@ -245,8 +245,10 @@ impl Partition {
                 self.uncount_held(Kept::copy_of(&work.raw()).bytes());
             }
         }
-        // Where the token itself was not decided, there is nothing to share.
-        let closed = closed.filter(|_| work.refused.is_none());
+        // Where the token itself was not decided, there is nothing to share. A repeat that has several keys may have met
+        // an outcome of one of them alone; an outcome of its own is recorded under all.
+        let is_own = matches!(account, Account::Done | Account::Failed) || work.keys.as_slice().len() == 1;
+        let closed = closed.filter(|_| is_own && work.refused.is_none());
         for waiter in work.behind {
             let Some(waiting) = self.works.get(waiter) else {
                 continue;

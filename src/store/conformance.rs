@@ -489,6 +489,7 @@ pub fn acts_are_kept_in_order(mut medium: impl Medium) {
         offset: 17,
         token: key(1).to_string(),
         reason: format!("seen in the \"ledger\" ({number})"),
+        by: "anna".into(),
     };
     for kept in [0, 3, 6] {
         let store = start(&mut medium, &["orders"]);

@@ -127,6 +127,23 @@ impl MemoryStore {
         }
     }
 
+    /// A handle for a tool on a store that no process uses: it counts as no start, and how the last process ended
+    /// stays as it was. Earlier handles fail from here on.
+    #[must_use]
+    pub fn offline(&self) -> Self {
+        let mut memory = self.lock();
+        memory.ended = None;
+        memory.start += 1;
+        Self {
+            memory: Arc::clone(&self.memory),
+            start: memory.start,
+            past: PastStarts {
+                unclean: memory.unclean + u32::from(memory.running),
+            },
+            opened_for: Arc::clone(&self.opened_for),
+        }
+    }
+
     /// Lets `writes` more groups of this start through, then fails the next one and refuses every one after it.
     pub fn fail_after(&self, writes: u64, fault: Fault) {
         self.lock().fault = Some((writes, fault));

@@ -181,6 +181,9 @@ pub struct AuditEntry {
     pub token: String,
     /// Why, in the operator's words.
     pub reason: String,
+    /// Who did it, as they named themselves. Empty in what was noted before this was asked.
+    #[serde(default)]
+    pub by: String,
 }
 
 /// How much of a topic's window is on disk.
@@ -369,6 +372,22 @@ pub enum Error {
         found: String,
         /// What was asked for.
         asked: String,
+    },
+    /// A topic has fewer partitions than when the store last saw it, so it was deleted and made again: its offsets and
+    /// partitions mean other messages now. hapax changed nothing. Give this consumer a `state_dir` of its own.
+    #[error(
+        "state directory {path} knows topic {topic:?} with {known} partitions, now it has {now}: it was made again, \
+         and its past is not that of the new topic; give this consumer a `state_dir` of its own"
+    )]
+    Shrunk {
+        /// The directory.
+        path: PathBuf,
+        /// The topic.
+        topic: String,
+        /// Partitions it had.
+        known: i32,
+        /// Partitions it has.
+        now: i32,
     },
     /// The store was opened without that topic. A bug in hapax, or a CLI call with a topic the store does not know.
     #[error("topic {0:?} is not known to this store")]

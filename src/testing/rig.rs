@@ -2,17 +2,20 @@
 //! that it did to the outside.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use crate::accounts::{Account, Balance};
+use super::letterbox::Letterbox;
+#[cfg(test)]
+use crate::accounts::Account;
+use crate::accounts::Balance;
 use crate::assignments::{Assignments, Facts, Parts};
 use crate::attempt::Factory;
-use crate::broker::{self, CommitMark, Committed, Letter, Letters, Sending};
+use crate::broker::{CommitMark, Committed};
 use crate::clock::Clock;
 use crate::commits::{Commits, Due};
 use crate::config::{Cold, Limits, Start, TopicPolicy};
@@ -21,11 +24,12 @@ use crate::journal::{Failure, Journal, Submission};
 use crate::limits::{Budget, Waker};
 use crate::message::{BatchBuilder, Kept, NextOffset, Offset};
 use crate::metrics::TopicMeters;
+use crate::outcome::{Closed, Open, Stage, Verdict};
 use crate::partition::Wiring;
 use crate::pulse::Pulse;
 use crate::store::lookups::Lookups;
 use crate::store::memory::MemoryStore;
-use crate::store::{PartitionId, Store, TopicSpec};
+use crate::store::{Changes, PartitionId, Store, TopicSpec};
 use crate::token::{Extractor, Reader};
 
 /// A journal that is durable at once, in the caller's thread.
@@ -74,64 +78,15 @@ impl Journal for Late {
     }
 }
 
-/// The dead-letter topic.
-#[derive(Clone, Default)]
-pub(crate) struct Letterbox(Arc<Mutex<Box_>>);
-
-#[derive(Default)]
-struct Box_ {
-    letters: Vec<Letter>,
-    refusing: bool,
-}
-
-impl Letterbox {
-    /// From now on every letter is refused, or accepted again.
-    pub(crate) fn refuse(&self, refusing: bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).refusing = refusing;
-    }
-
-    /// The letters so far, as `(offset, reason)`.
-    pub(crate) fn reasons(&self) -> Vec<(String, String)> {
-        let of = |letter: &Letter, name: &str| {
-            let found = letter
-                .headers
-                .iter()
-                .find(|(n, _)| n == name)
-                .and_then(|(_, value)| value.clone());
-            String::from_utf8_lossy(&found.unwrap_or_default()).into_owned()
-        };
-        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        inner
-            .letters
-            .iter()
-            .map(|letter| (of(letter, "hapax-offset"), of(letter, "hapax-reason")))
-            .collect()
-    }
-}
-
-impl Letters for Letterbox {
-    fn send(&self, letter: Letter) -> Sending {
-        let inner = Arc::clone(&self.0);
-        Box::pin(async move {
-            let mut inner = inner.lock().unwrap_or_else(PoisonError::into_inner);
-            if inner.refusing {
-                return Err(broker::Error::Letter {
-                    topic: letter.topic,
-                    why: "the test refuses it".into(),
-                });
-            }
-            inner.letters.push(letter);
-            Ok(())
-        })
-    }
-}
-
 /// See the module.
 pub(crate) struct Rig {
     topic: String,
     pub(crate) policy: TopicPolicy,
     pub(crate) limits: Limits,
     pub(crate) cold: Cold,
+    pub(crate) max_clock_jump: Duration,
+    pub(crate) commit_every: Duration,
+    pub(crate) dead_letter_topic: String,
     readers: Vec<Reader>,
     factory: Arc<dyn Factory>,
     pub(crate) store: Arc<MemoryStore>,
@@ -165,6 +120,9 @@ impl Rig {
             policy,
             limits: Limits::default(),
             cold: Cold::Refuse,
+            max_clock_jump: Duration::from_secs(3_600),
+            commit_every: Duration::from_millis(100),
+            dead_letter_topic: format!("{topic}.dead-letters"),
             readers,
             factory,
             store: Arc::new(MemoryStore::new("test", &[])),
@@ -188,26 +146,29 @@ impl Rig {
         offset
     }
 
-    /// Forgets what was committed for a partition, as a broker does after its retention.
-    pub(crate) fn forget_commit(&mut self, partition: i32) {
-        self.committed.remove(&partition);
+    /// The topic has that many partitions, empty ones included.
+    pub(crate) fn partitions(&mut self, count: i32) {
+        for partition in 0..count {
+            self.log.entry(partition).or_default();
+        }
     }
 
-    /// Somebody else commits: another member, or a person who resets the group.
-    pub(crate) fn commit_as(&mut self, partition: i32, next: i64, mark: Option<CommitMark>) {
-        let next = NextOffset(next);
-        self.committed.insert(partition, Committed { next, mark });
+    /// The message at an offset of a partition's log.
+    pub(crate) fn message(&self, partition: i32, offset: Offset) -> Option<&Kept> {
+        let log = self.log.get(&partition)?;
+        log.iter()
+            .find(|(at, _)| *at == offset.0)
+            .map(|(_, message)| message)
     }
 
-    /// The topic is deleted and made again: its offsets start anew, and Kafka drops what was committed.
-    pub(crate) fn recreate(&mut self) {
-        self.log.clear();
-        self.committed.clear();
+    fn end_of_log(&self, partition: i32) -> i64 {
+        let last = self.log.get(&partition).and_then(|log| log.last());
+        last.map_or(0, |(offset, _)| offset + 1)
     }
 
-    /// What is committed for a partition.
-    pub(crate) fn committed(&self, partition: i32) -> Option<&Committed> {
-        self.committed.get(&partition)
+    fn extractor(&self) -> Extractor {
+        let token_bytes_max = self.limits.token_bytes.0 as usize;
+        Extractor::new(&self.topic, self.readers.clone(), token_bytes_max)
     }
 
     fn spec(&self) -> TopicSpec {
@@ -230,15 +191,11 @@ impl Rig {
         let wiring = Wiring {
             topic: self.topic.as_str().into(),
             policy: self.policy.clone(),
-            dead_letter_topic: format!("{}.dead-letters", self.topic),
+            dead_letter_topic: self.dead_letter_topic.clone(),
             limits: self.limits.clone(),
-            max_clock_jump: Duration::from_secs(3_600),
-            commit_every: Duration::from_millis(100),
-            extractor: Extractor::new(
-                &self.topic,
-                self.readers.clone(),
-                self.limits.token_bytes.0 as usize,
-            ),
+            max_clock_jump: self.max_clock_jump,
+            commit_every: self.commit_every,
+            extractor: self.extractor(),
             factory: Arc::clone(&self.factory),
             clock: self.clock.clone(),
             lookups: Lookups::inline(Arc::clone(&store)),
@@ -285,17 +242,13 @@ impl Rig {
 
     /// Assigns one partition to the running process.
     pub(crate) fn assign(&mut self, partition: i32) -> Result<(), Error> {
+        let high = self.end_of_log(partition);
         let Some(process) = &mut self.process else {
             return Ok(());
         };
         let Some(id) = process.assignments.id(&self.topic, partition) else {
             return Ok(());
         };
-        let high = self
-            .log
-            .get(&partition)
-            .and_then(|log| log.last())
-            .map_or(0, |(offset, _)| offset + 1);
         let facts = Facts {
             committed: self.committed.get(&partition).cloned(),
             low: 0,
@@ -320,6 +273,21 @@ impl Rig {
         Ok(())
     }
 
+    /// The next start runs another handler.
+    pub(crate) fn replace(&mut self, factory: Arc<dyn Factory>) {
+        self.factory = factory;
+    }
+
+    /// The next start reads tokens from other sources.
+    pub(crate) fn read_by(&mut self, readers: Vec<Reader>) {
+        self.readers = readers;
+    }
+
+    /// Whether there is a process.
+    pub(crate) const fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// Delivers what is in the logs and lets virtual time pass; what is due is committed.
     pub(crate) async fn run_for(&mut self, time: Duration) {
         let step = Duration::from_millis(10);
@@ -335,6 +303,47 @@ impl Rig {
                 return;
             }
         }
+    }
+
+    /// Runs until nothing is left to wait for, at most that long; false where something still is.
+    pub(crate) async fn settle(&mut self, within: Duration) -> bool {
+        // Once is not enough: what one record completes may wake work that was behind it.
+        const STEPS: u32 = 3;
+        let step = Duration::from_millis(10);
+        let mut left = within;
+        let mut settled = 0;
+        while settled < STEPS {
+            if left.is_zero() || self.has_failed() {
+                return false;
+            }
+            self.run_for(step).await;
+            left = left.saturating_sub(step);
+            settled = if self.is_settled() { settled + 1 } else { 0 };
+        }
+        true
+    }
+
+    /// Whether everything sent is delivered, decided and committed, and no record waits for anybody but a person.
+    fn is_settled(&self) -> bool {
+        let Some(process) = &self.process else { return true };
+        let rests = |open: &Open| matches!(open.stage, Stage::Held { verdict: None, .. });
+        let decided = process.assignments.budget().room() == self.limits.in_flight;
+        decided
+            && process.next.iter().all(|(partition, next)| {
+                let end = self.end_of_log(*partition);
+                let delivered = self.log.get(partition).is_none_or(|log| *next >= log.len());
+                let committed = self
+                    .committed_offset(*partition)
+                    .is_some_and(|next| next.0 >= end);
+                let open = self.open(*partition).unwrap_or_default();
+                delivered && committed && open.iter().all(rests)
+            })
+    }
+
+    fn has_failed(&self) -> bool {
+        self.process
+            .as_ref()
+            .is_some_and(|process| !process.failures.is_empty())
     }
 
     fn deliver(&mut self) {
@@ -367,17 +376,6 @@ impl Rig {
         }
     }
 
-    /// Delivers messages of a partition again, from that index of its log on: a rewind inside one assignment.
-    pub(crate) fn deliver_again(&mut self, partition: i32, from: usize) {
-        if let Some(next) = self
-            .process
-            .as_mut()
-            .and_then(|process| process.next.get_mut(&partition))
-        {
-            *next = from;
-        }
-    }
-
     fn commit(&mut self) {
         let Some(process) = &self.process else { return };
         for Due { id, point, .. } in process.commits.take_due(crate::clock::now()) {
@@ -395,30 +393,6 @@ impl Rig {
         }
     }
 
-    /// The next start runs another handler.
-    pub(crate) fn replace(&mut self, factory: Arc<dyn Factory>) {
-        self.factory = factory;
-    }
-
-    /// The next start reads tokens from other sources.
-    pub(crate) fn read_by(&mut self, readers: Vec<Reader>) {
-        self.readers = readers;
-    }
-
-    /// Takes a partition away without a drain: it is lost.
-    pub(crate) fn end(&mut self, partition: i32) {
-        let Some(id) = self.id(partition) else { return };
-        if let Some(process) = &mut self.process {
-            process.assignments.end(&[id]);
-            process.next.remove(&partition);
-        }
-    }
-
-    /// The next start finds an empty directory.
-    pub(crate) fn lose_the_disk(&mut self) {
-        self.started = false;
-    }
-
     /// The process dies where it stands: nothing more is written, sent or committed.
     pub(crate) fn crash(&mut self) {
         if let Some(mut process) = self.process.take() {
@@ -426,6 +400,7 @@ impl Rig {
             process.assignments.end(&ids);
         }
         self.store.crash();
+        self.store = Arc::new(self.store.offline());
     }
 
     /// Drains every partition; `revoked` where they go to another member. Returns the books.
@@ -458,30 +433,17 @@ impl Rig {
         self.process = None;
         // The memory store has nothing that can fail in closing.
         let _ = self.store.close();
+        self.store = Arc::new(self.store.offline());
         balances
     }
 
     /// The books of every assignment of the running process, added up.
     pub(crate) fn books(&self) -> Balance {
-        let mut sum = Balance::default();
-        for balance in self
+        let balances = self
             .process
             .as_ref()
-            .map(|process| process.assignments.balances())
-            .unwrap_or_default()
-        {
-            sum.taken += balance.taken;
-            sum.restored += balance.restored;
-            for (to, from) in sum.accounts.iter_mut().zip(balance.accounts) {
-                *to += from;
-            }
-        }
-        sum
-    }
-
-    /// What lies in one account.
-    pub(crate) fn account(&self, account: Account) -> u64 {
-        self.books().of(account)
+            .map(|process| process.assignments.balances());
+        Balance::sum(&balances.unwrap_or_default())
     }
 
     /// What stopped the process, if anything did.
@@ -500,5 +462,113 @@ impl Rig {
             topic: self.store.topic(&self.topic).ok()?,
             partition,
         })
+    }
+}
+
+/// What is found in the store, and what a tool of an operator's would do there.
+impl Rig {
+    /// Every open record of a partition, by offset. Also when the process is gone.
+    pub(crate) fn open(&self, partition: i32) -> Result<Vec<Open>, Error> {
+        let Some(id) = self.id(partition) else {
+            return Ok(Vec::new());
+        };
+        Ok(self.store.load(id)?.open)
+    }
+
+    /// The latest record of a message's tokens, inside its window or not.
+    pub(crate) fn closed(&self, partition: i32, offset: Offset) -> Result<Option<Closed>, Error> {
+        let (Some(id), Some(message)) = (self.id(partition), self.message(partition, offset)) else {
+            return Ok(None);
+        };
+        let batch = message.into_batch(self.topic.as_str().into(), partition, offset);
+        let Some(raw) = batch.get(0) else { return Ok(None) };
+        let extractor = self.extractor();
+        let mut keys = Vec::new();
+        extractor.read(&raw, &mut keys);
+        // What a policy gave up on is recorded under its position.
+        keys.push(extractor.position(&raw));
+        let mut hits = Vec::new();
+        self.store.look_up(id, i64::MIN, &keys, &mut hits)?;
+        let latest = hits
+            .into_iter()
+            .max_by_key(|hit| (hit.closed.offset == offset, hit.closed.offset));
+        Ok(latest.map(|hit| hit.closed))
+    }
+
+    /// Writes a verdict beside what is held at that offset; false where nothing is. The next start carries it out.
+    pub(crate) fn decide(&mut self, partition: i32, offset: Offset, given: Verdict) -> Result<bool, Error> {
+        let Some(id) = self.id(partition) else {
+            return Ok(false);
+        };
+        let mut changes = Changes::new(id);
+        for mut open in self.open(partition)? {
+            if let Stage::Held { verdict, .. } = &mut open.stage
+                && open.offset == offset
+            {
+                *verdict = Some(given);
+                changes.opened.push(open);
+            }
+        }
+        let found = !changes.is_empty();
+        self.store.apply(&[changes])?;
+        Ok(found)
+    }
+}
+
+/// What only the schedules do.
+#[cfg(test)]
+impl Rig {
+    /// Somebody else commits: another member, or a person who resets the group.
+    pub(crate) fn commit_as(&mut self, partition: i32, next: i64, mark: Option<CommitMark>) {
+        let next = NextOffset(next);
+        self.committed.insert(partition, Committed { next, mark });
+    }
+
+    /// The topic is deleted and made again: its offsets start anew, and Kafka drops what was committed.
+    pub(crate) fn recreate(&mut self) {
+        self.log.clear();
+        self.committed.clear();
+    }
+
+    /// What is committed for a partition.
+    #[allow(dead_code, reason = "for the next schedule")]
+    pub(crate) fn committed(&self, partition: i32) -> Option<&Committed> {
+        self.committed.get(&partition)
+    }
+
+    /// Forgets what was committed for a partition, as a broker does after its retention.
+    #[allow(dead_code, reason = "for the next schedule")]
+    pub(crate) fn forget_commit(&mut self, partition: i32) {
+        self.committed.remove(&partition);
+    }
+
+    /// Delivers messages of a partition again, from that index of its log on: a rewind inside one assignment.
+    pub(crate) fn deliver_again(&mut self, partition: i32, from: usize) {
+        if let Some(next) = self
+            .process
+            .as_mut()
+            .and_then(|process| process.next.get_mut(&partition))
+        {
+            *next = from;
+        }
+    }
+
+    /// Takes a partition away without a drain: it is lost.
+    pub(crate) fn end(&mut self, partition: i32) {
+        let Some(id) = self.id(partition) else { return };
+        if let Some(process) = &mut self.process {
+            process.assignments.end(&[id]);
+            process.next.remove(&partition);
+        }
+    }
+
+    /// The next start finds an empty directory.
+    pub(crate) fn lose_the_disk(&mut self) {
+        self.started = false;
+    }
+
+    /// What lies in one account.
+    pub(crate) fn account(&self, account: Account) -> u64 {
+        self.books().of(account)
     }
 }

@@ -7,10 +7,16 @@
     reason = "a test may panic"
 )]
 
+mod admin_port;
 mod checker;
+mod cli;
 mod crash;
 mod crash_points;
 mod crash_random;
+mod examples;
 mod kafka;
+mod killed_store;
+mod resolved;
 mod smoke;
+mod start;
 mod sync_order;

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hapax::config::Listen;
 use hapax::{Consumer, Context, NonIdempotent, Topic, Window};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -35,6 +36,10 @@ async fn a_restart_knows_what_was_done() {
     for round in 0..2 {
         let consumer = Consumer::local(&topic, dir.path())
             .brokers(broker.bootstrap())
+            .with(|layer| {
+                layer.admin.listen = Some(Listen::Off);
+                layer.dead_letter.create = Some(true);
+            })
             .handle(
                 Topic::bytes(&topic, NonIdempotent)
                     .state(Arc::clone(&seen))

@@ -24,16 +24,27 @@ impl Producer {
     }
 }
 
-/// Consumer-only properties that a user may pass under `[kafka]` are not the producer's.
 fn producer_config(settings: &Settings) -> ClientConfig {
+    let mut config = without_consumer_properties(settings);
+    config.set("enable.idempotence", "true");
+    config.set("linger.ms", "5");
+    // What the broker has taken once it must take again: its own limit is checked at start, and the client's default
+    // of 1,000,000 bytes lies below the broker's.
+    config.set("message.max.bytes", "1000000000");
+    let compressed = ["compression.type", "compression.codec"];
+    if compressed.iter().all(|name| config.get(name).is_none()) {
+        // The broker's limit counts compressed bytes: what came compressed may not fit as it is.
+        config.set("compression.type", "lz4");
+    }
+    config
+}
+
+/// Consumer-only properties that a user may pass under `[kafka]` are nobody else's.
+pub(super) fn without_consumer_properties(settings: &Settings) -> ClientConfig {
     let mut config = super::client_config(settings);
     for consumer_only in CONSUMER_ONLY {
         config.remove(consumer_only);
     }
-    config.set("enable.idempotence", "true");
-    config.set("linger.ms", "5");
-    // The topic's own limit decides, which is checked at the start; the client's default is 1 MB.
-    config.set("message.max.bytes", "1000000000");
     config
 }
 

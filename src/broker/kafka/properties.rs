@@ -39,20 +39,31 @@ pub(super) fn consumer_config(settings: &Settings, partitions: usize) -> ClientC
         let bytes = (kib * 1_024).clamp(64 << 10, 1 << 20);
         config.set("fetch.message.max.bytes", bytes.to_string());
     }
+    // A partition whose prefetch is full is asked for again after this. The default, a second, would hold each partition
+    // to one prefetch a second.
+    if config.get("fetch.queue.backoff.ms").is_none() {
+        config.set("fetch.queue.backoff.ms", "10");
+    }
     let messages = (100_000 / partitions.max(1)).max(1_000);
     config.set("queued.min.messages", messages.to_string());
     config
 }
 
+/// How long the group waits for a member before it gives its partitions away.
+pub(super) fn session(settings: &Settings) -> Duration {
+    stated(settings, "session.timeout.ms", SESSION)
+}
+
+fn stated(settings: &Settings, name: &str, default: Duration) -> Duration {
+    let text = settings.kafka.get(name).and_then(|text| text.trim().parse().ok());
+    text.map_or(default, Duration::from_millis)
+}
+
 /// How long this process may stand still before its partitions count as lost: the group's session less one heartbeat,
 /// since the last one that the group saw may be that old.
 pub(crate) fn session_max(settings: &Settings) -> Duration {
-    let stated = |name: &str, default| {
-        let text = settings.kafka.get(name).and_then(|text| text.trim().parse().ok());
-        text.map_or(default, Duration::from_millis)
-    };
-    let session = stated("session.timeout.ms", SESSION);
-    let heartbeat = stated("heartbeat.interval.ms", HEARTBEAT);
+    let session = session(settings);
+    let heartbeat = stated(settings, "heartbeat.interval.ms", HEARTBEAT);
     session.saturating_sub(heartbeat).max(session / 2)
 }
 

@@ -14,6 +14,7 @@ use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::callbacks::{Answered, Callbacks, Event};
 use super::consumer::PollThread;
+use super::properties::session;
 use super::take::Queue;
 use super::{ANSWER_MAX, unreachable};
 use crate::assignments::{Facts, Prepared};
@@ -36,6 +37,9 @@ const COMMIT_AGAIN: Duration = Duration::from_secs(5);
 /// broker as much again to acknowledge the last commit.
 const PAST_DRAIN: Duration = Duration::from_secs(5);
 
+/// The broker gives the partitions of a dead member away this much after its session at the latest.
+const PAST_SESSION: Duration = Duration::from_secs(1);
+
 /// A log that ends before the committed offset may belong to a leader that has only just taken over.
 const END_ASKED_MAX: usize = 20;
 
@@ -56,6 +60,9 @@ impl First {
 pub(super) enum Strays {
     /// Nobody knows yet which are ours.
     Unknown,
+    /// Some are ours; the rest may still come. A member that died here a moment ago keeps its partitions until its
+    /// session ends, so a first assignment can be a part.
+    Settling(Instant),
     /// They go to the dead-letter topic.
     Moving(Vec<PartitionId>),
     /// There are none.
@@ -273,10 +280,13 @@ impl PollThread {
     }
 
     /// What was held here of partitions that have gone to another member while this process was away has no other
-    /// home. Known once the first assignment is served; what is ours and refused stays.
+    /// home. Known one session after the first assignment is served; what is ours and refused stays.
     pub(super) fn move_strays(&mut self) -> Result<(), Error> {
         match &self.strays {
             Strays::Unknown if self.uncommitted.is_empty() && !self.assignments.ids().is_empty() => {
+                self.strays = Strays::Settling(clock::now() + session(&self.settings) + PAST_SESSION);
+            }
+            Strays::Settling(until) if *until <= clock::now() => {
                 let refused = self.refused.iter();
                 let ours: Vec<_> = refused
                     .filter_map(|(topic, partition)| self.assignments.id(topic, *partition))

@@ -89,3 +89,27 @@ fn held_work_of_a_revoked_partition_is_moved_to_the_dead_letters() {
         assert_eq!((balances[0].of(Account::Failed), balances[0].remainder()), (1, 0));
     });
 }
+
+/// Begun ahead, and not started when the process ends in order: un-begun, and so in nobody's doubt.
+#[test]
+fn what_was_begun_ahead_is_unbegun_by_a_drain() {
+    paused(async {
+        let script = Script::new(|_, _| after(Duration::from_millis(100)));
+        let mut rig = rig_with(Class::NonIdempotent, &script, |policy| {
+            policy.concurrency = Concurrency::unordered(1);
+            policy.begun_ahead = 2;
+        });
+        for token in ["a", "b", "c", "d"] {
+            rig.send(0, message(token));
+        }
+        rig.start().await.unwrap();
+        rig.run_for(Duration::from_millis(50)).await;
+        assert_eq!(open_offsets(&rig), [0, 1, 2], "one runs, two are begun ahead");
+        rig.stop().await;
+        assert_eq!(open_offsets(&rig), [0i64; 0]);
+        rig.start().await.unwrap();
+        rig.run_for(Duration::from_secs(1)).await;
+        assert_eq!(script.offsets(), [0, 1, 2, 3]);
+        assert_eq!(rig.account(Account::Held), 0);
+    });
+}

@@ -48,3 +48,55 @@ fn a_probe_decides_what_is_in_doubt() {
         }
     });
 }
+
+/// Inv 2 and schedule 18: held, a second message comes, and the first one fails for a reason that says that nothing was
+/// applied. The second is the legitimate retry: it runs.
+#[test]
+fn whoever_was_held_behind_a_failure_is_judged_again() {
+    paused(async {
+        let script = Script::new(|offset, call| match (offset, call.attempt) {
+            (0, 1) => who_knows(),
+            (0, _) => reject(),
+            _ => ok(),
+        });
+        let mut rig = rig_with(Class::NonIdempotent, &script, |policy| {
+            policy.after_failure = crate::config::AfterFailure::Run
+        });
+        rig.send(0, message("a"));
+        rig.send(0, message("a"));
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        rig.stop().await;
+        resolve(&mut rig, 0, Verdict::Run);
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!(script.offsets(), [0, 0, 1]);
+        assert_eq!((rig.account(Account::Failed), rig.account(Account::Done)), (1, 1));
+        assert_eq!(open_offsets(&rig), [0i64; 0]);
+    });
+}
+
+/// The same in memory: the second waits for the first, which fails.
+#[test]
+fn whoever_waited_behind_a_failure_is_judged_again() {
+    paused(async {
+        let script = Script::new(|offset, _| match offset {
+            0 => Box::pin(async {
+                wait(Duration::from_millis(50)).await;
+                Err(HandlerError::reject("no"))
+            }),
+            _ => ok(),
+        });
+        let mut rig = rig_with(Class::NonIdempotent, &script, |policy| {
+            policy.after_failure = crate::config::AfterFailure::Run
+        });
+        rig.send(0, message("a"));
+        rig.send(0, message("a"));
+        rig.start().await.unwrap();
+        rig.run_for(Duration::from_millis(40)).await;
+        assert_eq!(script.offsets(), [0]);
+        rig.run_for(A_WHILE).await;
+        assert_eq!(script.offsets(), [0, 1]);
+        assert_eq!((rig.account(Account::Failed), rig.account(Account::Done)), (1, 1));
+    });
+}

@@ -3,6 +3,8 @@
 mod crashes;
 mod drains;
 mod held;
+mod journal;
+mod limits;
 mod outcomes;
 mod random;
 mod review;

@@ -538,3 +538,44 @@ fn what_was_given_up_in_doubt_is_not_run_again_as_a_failure() {
         assert_eq!(script.offsets(), [0]);
     });
 }
+
+/// Two sources with an outcome each: whoever waits for one of them is not told the other's.
+#[test]
+fn a_waiter_is_told_the_outcome_of_its_own_source() {
+    paused(async {
+        let script = Script::new(|offset, _| match offset {
+            1 | 4 => reject(),
+            // Keeps the commit point below what follows.
+            2 => never(),
+            _ => ok(),
+        });
+        let mut rig = rig_with(Class::NonIdempotent, &script, |policy| {
+            policy.after_failure = AfterFailure::Run;
+            policy.concurrency = Concurrency::unordered(4);
+            policy.deadline = Duration::from_secs(60);
+        });
+        rig.send(0, rotated(Some("n"), None));
+        rig.send(0, rotated(None, Some("o")));
+        rig.send(0, message("slow"));
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        // 3 is a duplicate of 0, and 4 runs because `old` has only failed.
+        rig.send(0, rotated(Some("n"), Some("o")));
+        rig.run_for(A_WHILE).await;
+        rig.send(0, rotated(None, Some("o")));
+        rig.run_for(A_WHILE).await;
+        assert_eq!(
+            (script.offsets(), rig.committed_offset(0)),
+            (vec![0, 1, 2, 4], Some(NextOffset(2)))
+        );
+        rig.crash();
+        rig.send(0, rotated(Some("n"), None));
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!(
+            script.offsets(),
+            [0, 1, 2, 4],
+            "5 waited behind 3, and `new` is done"
+        );
+    });
+}

@@ -24,6 +24,8 @@ pub(super) const RUNNING: &str = "running";
 pub(super) const UNCLEAN: &str = "unclean";
 pub(super) const TOPIC: &str = "topic/";
 pub(super) const POSITION: &str = "position/";
+/// How many partitions a topic had when it was last asked about.
+pub(super) const PARTITIONS: &str = "partitions/";
 
 /// The family of one bucket. Both its ends are in the name, so that a store opened with another window length still
 /// knows what lies where.
@@ -44,6 +46,10 @@ pub(super) fn parse_bucket(name: &str) -> Option<(TopicId, Bucket)> {
 
 pub(super) fn topic(topic: TopicId) -> String {
     format!("{TOPIC}{}", topic.0)
+}
+
+pub(super) fn partitions(topic: TopicId) -> String {
+    format!("{PARTITIONS}{}", topic.0)
 }
 
 pub(super) fn position(partition: PartitionId) -> String {

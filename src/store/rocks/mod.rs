@@ -42,6 +42,8 @@ pub struct RocksStore {
     /// A consumer's start, which ends in a close, or a visit that leaves the count of starts alone.
     role: Role,
     topics: BTreeMap<TopicId, Topic>,
+    /// How many partitions each topic had at the last contact with a broker.
+    partitions: RwLock<BTreeMap<TopicId, i32>>,
     /// Newest first. Replaced whole, so that a look-up never waits for a bucket being made or dropped.
     buckets: RwLock<BTreeMap<TopicId, Arc<[Bucket]>>>,
     writer: Mutex<Writer>,
@@ -131,6 +133,50 @@ impl RocksStore {
             .collect()
     }
 
+    /// States how many partitions a topic has, at the first contact with a broker. Returns the number it had before,
+    /// where that was smaller: its keys are spread anew, and a token may come back in another partition.
+    ///
+    /// # Errors
+    /// [`Error::Shrunk`] where it was larger, [`Error::UnknownTopic`], and an I/O error.
+    pub fn claim_partitions(&self, topic: &str, count: i32) -> Result<Option<i32>, Error> {
+        let id = self.topic(topic)?;
+        let mut writer = self.writer("note the partitions of a topic")?;
+        let mut partitions = self.partitions.write().unwrap_or_else(PoisonError::into_inner);
+        let known = partitions.get(&id).copied();
+        match known {
+            Some(known) if known == count => return Ok(None),
+            Some(known) if known > count => {
+                return Err(Error::Shrunk {
+                    path: self.path.clone(),
+                    topic: topic.to_owned(),
+                    known,
+                    now: count,
+                });
+            }
+            _ => {}
+        }
+        let mut batch = WriteBatch::new();
+        batch.put_cf(&self.family(keys::META)?, keys::partitions(id), count.to_string());
+        writer.write(self, "note the partitions of a topic", batch)?;
+        partitions.insert(id, count);
+        Ok(known)
+    }
+
+    /// How many partitions the topic had at the last contact with a broker, `None` before the first.
+    #[must_use]
+    pub fn partitions_of(&self, topic: TopicId) -> Option<i32> {
+        let partitions = self.partitions.read().unwrap_or_else(PoisonError::into_inner);
+        partitions.get(&topic).copied()
+    }
+
+    /// Makes an operator's changes durable with the acts that they are kept as, together or not at all.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    pub fn apply_acts(&self, group: &[Changes], acts: &[AuditEntry]) -> Result<(), Error> {
+        self.writer("apply an act")?.apply(self, group, acts)
+    }
+
     /// How the storage engine is.
     ///
     /// # Errors
@@ -171,6 +217,7 @@ impl RocksStore {
             running: false,
             unclean: 0,
             topics: BTreeMap::new(),
+            partitions: BTreeMap::new(),
         })
     }
 
@@ -207,6 +254,7 @@ impl RocksStore {
             },
             role,
             topics: topics.collect(),
+            partitions: RwLock::new(found.partitions),
             buckets: RwLock::new(buckets.collect()),
             writer: Mutex::default(),
             db,
@@ -374,7 +422,7 @@ impl Store for RocksStore {
     }
 
     fn apply(&self, group: &[Changes]) -> Result<(), Error> {
-        self.writer("apply")?.apply(self, group)
+        self.writer("apply")?.apply(self, group, &[])
     }
 
     fn drop_buckets(&self, topic: TopicId, until_ms: i64) -> Result<usize, Error> {
@@ -406,7 +454,8 @@ impl Store for RocksStore {
     }
 
     fn audit(&self, entry: &AuditEntry) -> Result<(), Error> {
-        self.writer("audit")?.audit(self, entry)
+        self.writer("audit")?
+            .apply(self, &[], std::slice::from_ref(entry))
     }
 
     fn audited(&self) -> Result<Vec<AuditEntry>, Error> {

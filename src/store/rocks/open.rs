@@ -27,6 +27,7 @@ pub(super) struct Found {
     pub(super) running: bool,
     pub(super) unclean: u32,
     pub(super) topics: BTreeMap<TopicId, TopicSpec>,
+    pub(super) partitions: BTreeMap<TopicId, i32>,
 }
 
 /// A topic in `meta`.
@@ -80,7 +81,7 @@ fn directory(dir: &Path, source: io::Error) -> Error {
 /// Reads the identity of the store in `dir` without writing a byte. `None` where it cannot be read so: it may be
 /// half made, damaged, or written to by another process at this moment, and opening it will say which.
 pub(super) fn peek(dir: &Path) -> Result<Option<Found>, Error> {
-    let db = DB::open_cf_for_read_only(&Options::default(), dir, [keys::META], false);
+    let db = DB::open_cf_for_read_only(&Budget::reading(), dir, [keys::META], false);
     db.map_or(Ok(None), |db| read(&db, dir))
 }
 
@@ -154,6 +155,16 @@ pub(super) fn read(db: &DB, dir: &Path) -> Result<Option<Found>, Error> {
         };
         topics.insert(TopicId(id), spec);
     }
+    let mut partitions = BTreeMap::new();
+    for (key, value) in texts.range(keys::PARTITIONS.to_owned()..) {
+        let Some(number) = key.strip_prefix(keys::PARTITIONS) else {
+            break;
+        };
+        let (Ok(id), Ok(count)) = (number.parse(), value.parse()) else {
+            return Err(unreadable(dir, key));
+        };
+        partitions.insert(TopicId(id), count);
+    }
     Ok(Some(Found {
         store_id: parsed(keys::STORE_ID)?
             .parse()
@@ -165,6 +176,7 @@ pub(super) fn read(db: &DB, dir: &Path) -> Result<Option<Found>, Error> {
             .parse()
             .map_err(|_| unreadable(dir, keys::UNCLEAN))?,
         topics,
+        partitions,
     }))
 }
 

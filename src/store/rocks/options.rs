@@ -69,6 +69,16 @@ impl Budget {
         options
     }
 
+    /// For looking at a database without writing to it.
+    pub(super) fn reading() -> Options {
+        let mut options = Options::default();
+        // As in `database`, and not only for the same check: without it RocksDB 11.8 wants to note in the manifest that
+        // logs are tracked no more, has nowhere to note it when it only reads, and the process dies by SIGSEGV. A log is
+        // in the manifest from the first full write buffer on, so every store killed under load would be lost.
+        options.set_track_and_verify_wals_in_manifest(true);
+        options
+    }
+
     /// The family of that name.
     pub(super) fn family(&self, name: &str) -> Options {
         match name {

@@ -80,7 +80,13 @@ impl Writer {
         }
     }
 
-    pub(super) fn apply(&mut self, store: &RocksStore, group: &[Changes]) -> Result<(), Error> {
+    /// A group and the acts that it follows from, in one batch.
+    pub(super) fn apply(
+        &mut self,
+        store: &RocksStore,
+        group: &[Changes],
+        acts: &[AuditEntry],
+    ) -> Result<(), Error> {
         self.make_buckets(store, group)?;
         let records = group
             .iter()
@@ -89,7 +95,18 @@ impl Writer {
         for changes in group {
             self.put(store, &mut batch, changes)?;
         }
-        self.write(store, "apply", batch)
+        let mut next = self.audit_next;
+        for act in acts {
+            batch.put_cf(
+                &store.family(keys::AUDIT)?,
+                next.to_be_bytes(),
+                json("audit", act)?,
+            );
+            next += 1;
+        }
+        self.write(store, "apply", batch)?;
+        self.audit_next = next;
+        Ok(())
     }
 
     /// Makes the families that the group needs and that do not exist yet.
@@ -191,15 +208,6 @@ impl Writer {
         let dropped = known.len() - kept.len();
         store.set_buckets(topic, kept);
         failed.map_or(Ok(dropped), Err)
-    }
-
-    pub(super) fn audit(&mut self, store: &RocksStore, entry: &AuditEntry) -> Result<(), Error> {
-        let mut batch = WriteBatch::new();
-        let key = self.audit_next.to_be_bytes();
-        batch.put_cf(&store.family(keys::AUDIT)?, key, json("audit", entry)?);
-        self.write(store, "audit", batch)?;
-        self.audit_next += 1;
-        Ok(())
     }
 
     /// The mark goes first: what a failed flush leaves behind is still in the log.

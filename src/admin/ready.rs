@@ -1,0 +1,73 @@
+//! Whether the consumer is well, and whether it serves all that it was given: the reasons in words.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::watch;
+
+use crate::clock::Instant;
+use crate::pulse::Pulse;
+
+/// What the port says of one consumer. The poll thread holds the other end of the channel: it reports at every
+/// assignment how many partitions it refuses, and it is gone when the thread is.
+#[derive(Debug)]
+pub(crate) struct Readiness {
+    cold: watch::Receiver<usize>,
+    pulse: OnceLock<Pulse>,
+    stopping: AtomicBool,
+}
+
+impl Readiness {
+    /// Not ready until the first report comes.
+    pub(crate) const fn new(cold: watch::Receiver<usize>) -> Self {
+        Self {
+            cold,
+            pulse: OnceLock::new(),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// The poll thread starts, and beats this pulse once a turn.
+    pub(crate) fn feel(&self, pulse: Pulse) {
+        // There is one poll thread in the life of a consumer.
+        let _ = self.pulse.set(pulse);
+    }
+
+    /// From here on it takes nothing more.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Why the process should be started again, if it should.
+    pub(super) fn unhealthy(&self, now: Instant) -> Option<String> {
+        if self.cold.has_changed().is_err() {
+            return Some("the poll thread has ended".to_owned());
+        }
+        // At the end it waits for the group to let it go, which has its own limit.
+        let turns = self.stopping.load(Ordering::Acquire)
+            || self.pulse.get().is_none_or(|pulse| !pulse.is_stale(now));
+        (!turns).then(|| "the poll thread has not turned for longer than the group's session".to_owned())
+    }
+
+    /// Why it does not serve everything that it was given, if it does not.
+    pub(super) fn unready(&self) -> Option<String> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Some("stopping: it finishes what runs and takes nothing more".to_owned());
+        }
+        match (self.cold.has_changed(), *self.cold.borrow()) {
+            (Err(_), _) => Some("the poll thread has ended".to_owned()),
+            // Never marked as seen here, so it stays changed after the first report.
+            (Ok(false), _) => {
+                Some("no assignment yet: it opens the store, or waits for its group".to_owned())
+            }
+            (Ok(true), 0) => None,
+            (Ok(true), cold) => Some(format!(
+                "{} refused as cold: this store does not hold their past (the log says which, and `cold` decides)",
+                match cold {
+                    1 => "1 partition is".to_owned(),
+                    several => format!("{several} partitions are"),
+                }
+            )),
+        }
+    }
+}

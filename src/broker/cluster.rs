@@ -1,0 +1,314 @@
+//! The cluster: what it said of its topics, and what a start makes of that.
+//!
+//! Asking is `kafka/admin.rs`; this only judges, so it needs no broker to be tested. The rule it keeps: a message that
+//! hapax could take is a message that it can also give up on (schedule 20). Where its dead letter does not fit, or has
+//! nowhere to go, the partition would stand still for ever at the first one, so the start is refused instead.
+
+use std::collections::BTreeMap;
+
+use super::Error;
+use crate::config::Settings;
+
+/// What the cluster said.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cluster {
+    /// Its id, where the broker states one.
+    pub(crate) id: Option<String>,
+    /// Every topic asked for.
+    pub(crate) topics: BTreeMap<String, TopicFacts>,
+}
+
+/// What the cluster said of one topic.
+#[derive(Debug, Clone)]
+pub(crate) struct TopicFacts {
+    /// How many partitions it has.
+    pub(crate) partitions: Result<i32, Absent>,
+    /// Its `max.message.bytes`, or why that is not known.
+    pub(crate) message_bytes_max: Result<u64, String>,
+}
+
+/// Why a topic has no partitions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Absent {
+    /// It does not exist.
+    Missing,
+    /// The broker does not say, or not to us.
+    Refused(String),
+}
+
+/// A dead-letter topic that a start can rely on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fit {
+    /// Every message of the input fits, with hapax's headers.
+    Proven {
+        /// The input's `max.message.bytes`.
+        input: u64,
+        /// The dead-letter topic's.
+        letters: u64,
+    },
+    /// It exists. Whether everything fits could not be asked.
+    Unproven(String),
+}
+
+/// A dead-letter topic to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NewLetters {
+    pub(crate) name: String,
+    /// The first of the topics that its letters come from.
+    pub(crate) input: String,
+    /// As many as the topic that the letters come from.
+    pub(crate) partitions: i32,
+    /// Its `max.message.bytes`, where that of the input is known.
+    pub(crate) message_bytes_max: Option<u64>,
+}
+
+/// What hapax's headers add to a message: the error text, names and numbers come to less than 4 KiB, and a token that
+/// is not text grows to three times its length.
+pub(crate) const fn header_room(settings: &Settings) -> u64 {
+    let needed = (4 << 10) + 3 * settings.limits.token_bytes.0;
+    if needed > 16 << 10 { needed } else { 16 << 10 }
+}
+
+impl Cluster {
+    /// How many partitions an input topic has.
+    ///
+    /// # Errors
+    /// [`Error::Topic`] where it cannot be consumed.
+    pub(crate) fn partitions(&self, topic: &str) -> Result<i32, Error> {
+        let why = match self.topics.get(topic).map(|facts| &facts.partitions) {
+            Some(Ok(partitions)) => return Ok(*partitions),
+            Some(Err(Absent::Refused(why))) => why.clone(),
+            Some(Err(Absent::Missing)) | None => "it does not exist".to_owned(),
+        };
+        Err(Error::Topic {
+            topic: topic.to_owned(),
+            why,
+        })
+    }
+
+    /// Whether the dead letters of an input topic have somewhere to go, and fit.
+    ///
+    /// # Errors
+    /// [`Error::NoLetters`], [`Error::Letters`] and [`Error::LettersTooSmall`].
+    pub(crate) fn letters(&self, settings: &Settings, input: &str) -> Result<Fit, Error> {
+        let topic = settings.dead_letter.topic_of(input);
+        let facts = self.topics.get(&topic);
+        match facts.map(|facts| &facts.partitions) {
+            Some(Ok(_)) => {}
+            Some(Err(Absent::Refused(why))) => {
+                return Err(Error::Letters {
+                    topic,
+                    input: input.to_owned(),
+                    why: why.clone(),
+                });
+            }
+            Some(Err(Absent::Missing)) | None => {
+                let new = self.new_letters(settings, input);
+                return Err(Error::NoLetters {
+                    input: input.to_owned(),
+                    command: new.command(),
+                    topic,
+                });
+            }
+        }
+        let limit = |name: &str| match self.topics.get(name).map(|facts| &facts.message_bytes_max) {
+            Some(Ok(bytes)) => Ok(*bytes),
+            Some(Err(why)) => Err(format!("max.message.bytes of {name}: {why}")),
+            None => Err(format!("max.message.bytes of {name} was not asked for")),
+        };
+        let (from, to) = match (limit(input), limit(&topic)) {
+            (Ok(from), Ok(to)) => (from, to),
+            (Err(why), _) | (_, Err(why)) => return Ok(Fit::Unproven(why)),
+        };
+        let needed = from.saturating_add(header_room(settings));
+        if to < needed {
+            return Err(Error::LettersTooSmall {
+                topic,
+                bytes: to,
+                input: input.to_owned(),
+                input_bytes: from,
+                needed,
+            });
+        }
+        Ok(Fit::Proven {
+            input: from,
+            letters: to,
+        })
+    }
+
+    /// The dead-letter topics that do not exist, each once, as large as the largest of the topics that share it.
+    pub(crate) fn missing_letters(&self, settings: &Settings) -> Vec<NewLetters> {
+        let mut missing: BTreeMap<String, NewLetters> = BTreeMap::new();
+        for input in settings.topics.keys() {
+            let name = settings.dead_letter.topic_of(input);
+            let facts = self.topics.get(&name).map(|facts| &facts.partitions);
+            if facts != Some(&Err(Absent::Missing)) {
+                continue;
+            }
+            let new = self.new_letters(settings, input);
+            missing
+                .entry(name)
+                .and_modify(|known| {
+                    known.partitions = known.partitions.max(new.partitions);
+                    known.message_bytes_max = known.message_bytes_max.max(new.message_bytes_max);
+                })
+                .or_insert(new);
+        }
+        missing.into_values().collect()
+    }
+
+    fn new_letters(&self, settings: &Settings, input: &str) -> NewLetters {
+        let facts = self.topics.get(input);
+        let partitions = facts.and_then(|facts| facts.partitions.as_ref().ok());
+        let bytes = facts.and_then(|facts| facts.message_bytes_max.as_ref().ok());
+        NewLetters {
+            name: settings.dead_letter.topic_of(input),
+            input: input.to_owned(),
+            partitions: partitions.copied().unwrap_or(1),
+            message_bytes_max: bytes.map(|bytes| bytes.saturating_add(header_room(settings))),
+        }
+    }
+}
+
+impl NewLetters {
+    /// How a person creates it.
+    fn command(&self) -> String {
+        let size = self.message_bytes_max.map_or_else(String::new, |bytes| {
+            format!(" --config max.message.bytes={bytes}")
+        });
+        format!(
+            "kafka-topics.sh --create --topic {} --partitions {}{size}",
+            self.name, self.partitions
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::settle;
+
+    const ROOM: u64 = 16 << 10;
+
+    fn facts(partitions: Result<i32, Absent>, bytes: u64) -> TopicFacts {
+        TopicFacts {
+            partitions,
+            message_bytes_max: Ok(bytes),
+        }
+    }
+
+    fn cluster(topics: &[(&str, TopicFacts)]) -> Cluster {
+        Cluster {
+            id: None,
+            topics: topics
+                .iter()
+                .map(|(name, facts)| ((*name).to_owned(), facts.clone()))
+                .collect(),
+        }
+    }
+
+    /// Schedule 20: the input is as large as the dead-letter topic allows.
+    #[test]
+    fn a_letter_must_fit_with_its_headers() {
+        let settings = settle("").unwrap();
+        let with = |bytes| {
+            cluster(&[
+                ("orders", facts(Ok(4), 1_000)),
+                ("orders.dead-letters", facts(Ok(1), bytes)),
+            ])
+        };
+        let Err(Error::LettersTooSmall { bytes, needed, .. }) = with(999 + ROOM).letters(&settings, "orders")
+        else {
+            panic!("one byte too few")
+        };
+        assert_eq!((bytes, needed), (999 + ROOM, 1_000 + ROOM));
+        assert_eq!(
+            with(1_000 + ROOM).letters(&settings, "orders").unwrap(),
+            Fit::Proven {
+                input: 1_000,
+                letters: 1_000 + ROOM
+            }
+        );
+        let long = settle("limits.token_bytes = \"64KiB\"").unwrap();
+        assert!(
+            with(1_000 + ROOM).letters(&long, "orders").is_err(),
+            "the token is one of the headers"
+        );
+    }
+
+    #[test]
+    fn what_may_not_be_asked_is_not_refused() {
+        let settings = settle("").unwrap();
+        let mut cluster = cluster(&[
+            ("orders", facts(Ok(4), 1_000)),
+            ("orders.dead-letters", facts(Ok(1), 1)),
+        ]);
+        if let Some(facts) = cluster.topics.get_mut("orders.dead-letters") {
+            facts.message_bytes_max = Err("not authorized".into());
+        }
+        let Ok(Fit::Unproven(why)) = cluster.letters(&settings, "orders") else {
+            panic!("refused")
+        };
+        assert!(
+            why.contains("orders.dead-letters") && why.contains("not authorized"),
+            "{why}"
+        );
+    }
+
+    #[test]
+    fn a_missing_topic_for_letters_is_refused_with_the_command_that_makes_it() {
+        let settings = settle("").unwrap();
+        let cluster = cluster(&[
+            ("orders", facts(Ok(4), 1_000)),
+            ("orders.dead-letters", facts(Err(Absent::Missing), 0)),
+        ]);
+        let error = cluster.letters(&settings, "orders").unwrap_err().to_string();
+        assert!(
+            error.contains("--topic orders.dead-letters --partitions 4 --config max.message.bytes=17384"),
+            "{error}"
+        );
+        assert!(error.contains("dead_letter.create = true"), "{error}");
+    }
+
+    #[test]
+    fn a_shared_topic_for_letters_is_made_once_and_for_the_largest() {
+        let settings = settle(
+            "dead_letter.topic = \"dead\"\ntopics.clicks = { class = \"idempotent\", window = \"2h\" }",
+        )
+        .unwrap();
+        let cluster = cluster(&[
+            ("orders", facts(Ok(4), 1_000)),
+            ("clicks", facts(Ok(9), 10)),
+            ("dead", facts(Err(Absent::Missing), 0)),
+        ]);
+        let expected = NewLetters {
+            name: "dead".into(),
+            input: "clicks".into(),
+            partitions: 9,
+            message_bytes_max: Some(1_000 + ROOM),
+        };
+        assert_eq!(cluster.missing_letters(&settings), [expected]);
+    }
+
+    #[test]
+    fn an_input_that_is_not_there_is_refused() {
+        let cluster = cluster(&[
+            ("orders", facts(Err(Absent::Missing), 0)),
+            ("refunds", facts(Err(Absent::Refused("not authorized".into())), 0)),
+        ]);
+        assert!(
+            cluster
+                .partitions("orders")
+                .unwrap_err()
+                .to_string()
+                .contains("does not exist")
+        );
+        assert!(
+            cluster
+                .partitions("refunds")
+                .unwrap_err()
+                .to_string()
+                .contains("not authorized")
+        );
+    }
+}

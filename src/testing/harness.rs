@@ -1,0 +1,345 @@
+//! The harness: one consumer of one topic, and the world around it.
+
+use std::fmt;
+use std::future::Future;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use super::message::{DeadLetter, Held, Message, Sent};
+use super::rig::Rig;
+use crate::accounts::Balance;
+use crate::bound::{Bound, Handled};
+use crate::config::{self, Durability, Layer, TopicPolicy};
+use crate::error::Error;
+use crate::handler::{self, Binding, Callee, Context, Decode, Handler, HandlerError, IntoReply, Topic};
+use crate::message::NextOffset;
+use crate::outcome::{Closed, Verdict};
+
+/// How long [`Harness::settle`] waits at most, in the time of the paused clock.
+const SETTLE_WITHIN: Duration = Duration::from_secs(600);
+
+/// One consumer of one topic, without a broker.
+///
+/// Made of what a [`Consumer`](crate::Consumer) is given: a topic and its handler. Messages are sent to it, it is
+/// started, crashed, stopped and started again, and what became of each message is read from outside. What was sent,
+/// recorded, committed and dead-lettered outlives the process; so does the clock.
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?.block_on(async {
+/// use hapax::testing::{Account, Harness, Message, Verdict};
+/// use hapax::{Context, NonIdempotent, Topic, Window};
+///
+/// let topic = Topic::bytes("payments", NonIdempotent).window(Window::hours(24));
+/// let mut bank = Harness::new(topic, |_, cx: Context| async move {
+///     match cx.attempt() {
+///         1 => Err("the bank did not answer".into()), // unknown whether anything was applied
+///         _ => Ok(()),
+///     }
+/// });
+/// let payment = bank.send(Message::bytes("100").token("t-1"));
+/// bank.start().await?;
+/// bank.settle().await?;
+/// assert_eq!(bank.held()?[0].of, payment); // in doubt, and nobody to ask: held for a verdict
+///
+/// bank.stop().await;
+/// bank.decide(payment, Verdict::Run); // as `hapax resolve --run` does
+/// bank.start().await?;
+/// let books = bank.settle().await?;
+/// assert_eq!(books.of(Account::Done), 1);
+/// # Ok::<(), hapax::Error>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "a harness does nothing until it is started"]
+pub struct Harness {
+    topic: String,
+    bound: Bound,
+    file: Layer,
+    code: Layer,
+    partitions: i32,
+    rig: Rig,
+    /// The books of the process that ran last.
+    books: Balance,
+}
+
+impl Harness {
+    /// A topic with a handler that answers nothing: what [`Consumer::handle`](crate::Consumer::handle) takes.
+    pub fn new<D, S, F, Fut>(topic: Topic<D, S>, handler: F) -> Self
+    where
+        D: Decode,
+        S: Clone + Send + Sync + 'static,
+        F: Fn(D::Message, Context<S>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), HandlerError>> + Send + 'static,
+    {
+        Self::bind(handler::closure(topic, handler))
+    }
+
+    /// A topic with a handler whose reply is kept with the outcome: what
+    /// [`Consumer::handle_reply`](crate::Consumer::handle_reply) takes.
+    pub fn with_reply<D, S, F, Fut, R>(topic: Topic<D, S>, handler: F) -> Self
+    where
+        D: Decode,
+        S: Clone + Send + Sync + 'static,
+        F: Fn(D::Message, Context<S>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, HandlerError>> + Send + 'static,
+        R: IntoReply,
+    {
+        Self::bind(handler::closure(topic, handler))
+    }
+
+    /// A topic with a value that implements [`Handler`]: what [`Consumer::handler`](crate::Consumer::handler) takes.
+    pub fn with_handler<D: Decode, H: Handler<D::Message>>(topic: Topic<D>, handler: H) -> Self {
+        Self::bind(handler::object(topic, handler))
+    }
+
+    fn bind<C: Callee>(binding: Binding<C>) -> Self {
+        let Binding {
+            topic,
+            layer,
+            readers,
+            callee,
+        } = binding;
+        let bound = Bound::new(callee, readers);
+        // `start` replaces what stands here by what the settings say.
+        let class = layer.class.unwrap_or(crate::Class::NonIdempotent);
+        let policy = TopicPolicy::new(class, Duration::ZERO);
+        let factory = bound.factory(&policy);
+        let rig = Rig::new(&topic, policy, Vec::new(), factory);
+        let code = Layer {
+            group: Some("harness".to_owned()),
+            brokers: Some("harness:9092".to_owned()),
+            state_dir: Some("harness".into()),
+            durability: Some(Durability::Local),
+            topics: [(topic.clone(), layer)].into(),
+            ..Layer::default()
+        };
+        let harness = Self {
+            topic,
+            bound,
+            file: Layer::default(),
+            code,
+            partitions: 1,
+            rig,
+            books: Balance::default(),
+        };
+        harness.partitions(1)
+    }
+
+    /// Lays a `hapax.toml` over what code says, as in production. Other topics in it are left out. The environment is
+    /// not asked: a test must not depend on it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the file cannot be read, or says something that hapax does not know.
+    pub fn file(mut self, path: impl AsRef<Path>) -> Result<Self, Error> {
+        self.file = config::file(path.as_ref())?;
+        self.file.topics.retain(|name, _| *name == self.topic);
+        Ok(self)
+    }
+
+    /// Changes what code says of the settings that have no method of their own, as
+    /// [`Consumer::with`](crate::Consumer::with) does.
+    pub fn with(mut self, change: impl FnOnce(&mut Layer)) -> Self {
+        change(&mut self.code);
+        self
+    }
+
+    /// The topic has that many partitions. Default: 1.
+    pub fn partitions(mut self, count: i32) -> Self {
+        self.partitions = self.partitions.max(count);
+        self.rig.partitions(count);
+        self
+    }
+
+    /// Appends a message to its partition. It is delivered while time passes: [`settle`](Self::settle),
+    /// [`run_for`](Self::run_for).
+    ///
+    /// # Panics
+    /// Where the topic has no such [partition](Self::partitions).
+    #[track_caller]
+    pub fn send(&mut self, message: Message) -> Sent {
+        let Message { partition, mut kept } = message;
+        assert!(
+            (0..self.partitions).contains(&partition),
+            "a message to partition {partition} of a topic with {}",
+            self.partitions
+        );
+        kept.timestamp_ms.get_or_insert(self.rig.clock.wall_ms());
+        let offset = crate::message::Offset(self.rig.send(partition, kept));
+        Sent { partition, offset }
+    }
+
+    /// Starts the consumer on what the last one left. Does nothing where one runs.
+    ///
+    /// # Errors
+    /// What `run` would refuse: the configuration, or a window that is cold.
+    pub async fn start(&mut self) -> Result<(), Error> {
+        if self.rig.is_running() {
+            return Ok(());
+        }
+        let settings = config::resolve(Layer::default(), self.file.clone(), self.code.clone())?;
+        let Some(policy) = settings.topics.get(&self.topic) else {
+            return Err(Error::Internal(format!("topic {} has no policy", self.topic)));
+        };
+        let Handled { factory, readers } = self.bound.ready(&self.topic, policy)?;
+        self.rig.replace(factory);
+        self.rig.read_by(readers);
+        self.rig.policy = policy.clone();
+        self.rig.dead_letter_topic = settings.dead_letter.topic_of(&self.topic);
+        self.rig.max_clock_jump = settings.max_clock_jump;
+        self.rig.commit_every = settings.commit_every;
+        self.rig.limits = settings.limits;
+        self.rig.cold = settings.cold;
+        self.rig.start().await
+    }
+
+    /// Lets that much time pass, and meanwhile delivers, runs, records and commits.
+    ///
+    /// # Errors
+    /// What stopped the consumer: a policy that says stop, for example. It has ended cleanly, as in production.
+    pub async fn run_for(&mut self, time: Duration) -> Result<(), Error> {
+        self.rig.run_for(time).await;
+        self.failed().await
+    }
+
+    /// Lets time pass until everything sent is decided and committed, and returns the [books](Self::books).
+    ///
+    /// It waits for retries, deadlines and probes, and not for a person: what is held stays held. It gives up after 10
+    /// minutes; what is still in flight then lies in [`Account::InFlight`](super::Account::InFlight).
+    ///
+    /// # Errors
+    /// What stopped the consumer: a policy that says stop, for example. It has ended cleanly, as in production.
+    pub async fn settle(&mut self) -> Result<Balance, Error> {
+        self.rig.settle(SETTLE_WITHIN).await;
+        self.failed().await?;
+        Ok(self.books())
+    }
+
+    async fn failed(&mut self) -> Result<(), Error> {
+        let Some(failure) = self.rig.failure() else {
+            return Ok(());
+        };
+        self.stop().await;
+        Err(failure)
+    }
+
+    /// Kills the consumer where it stands. What it has recorded stays, what it was doing is in doubt.
+    ///
+    /// The handler's futures are dropped, where SIGKILL would not even do that.
+    pub fn crash(&mut self) {
+        self.books = self.books();
+        self.rig.crash();
+    }
+
+    /// Stops the consumer as SIGTERM does: what runs may finish, is recorded and committed. Returns the
+    /// [books](Self::books).
+    pub async fn stop(&mut self) -> Balance {
+        if self.rig.is_running() {
+            self.books = Balance::sum(&self.rig.stop().await);
+        }
+        self.books
+    }
+
+    /// [Stops](Self::stop) it, where it runs, and [starts](Self::start) it again.
+    ///
+    /// # Errors
+    /// See [`start`](Self::start).
+    pub async fn restart(&mut self) -> Result<(), Error> {
+        self.stop().await;
+        self.start().await
+    }
+
+    /// The books of the consumer that runs, or ran last. Each start opens new ones.
+    #[must_use]
+    pub fn books(&self) -> Balance {
+        if self.rig.is_running() {
+            self.rig.books()
+        } else {
+            self.books
+        }
+    }
+
+    /// What is held, by partition and offset: for a verdict, or behind its token.
+    ///
+    /// # Errors
+    /// [`Error::Store`] where a record cannot be read.
+    pub fn held(&self) -> Result<Vec<Held>, Error> {
+        let mut held = Vec::new();
+        for partition in 0..self.partitions {
+            let open = self.rig.open(partition)?;
+            held.extend(
+                open.into_iter()
+                    .filter_map(|open| Held::from_open(partition, open)),
+            );
+        }
+        Ok(held)
+    }
+
+    /// Decides about a held message, as `hapax resolve` does: on a consumer that does not run, and carried out at its
+    /// next start.
+    ///
+    /// # Panics
+    /// Where the consumer runs, or nothing is held there.
+    #[track_caller]
+    pub fn decide(&mut self, of: Sent, verdict: Verdict) {
+        assert!(
+            !self.rig.is_running(),
+            "a verdict is given while the consumer is stopped: stop or crash it first"
+        );
+        let decided = self.rig.decide(of.partition, of.offset, verdict);
+        assert!(
+            matches!(decided, Ok(true)),
+            "nothing is held at {of:?}: {decided:?}"
+        );
+    }
+
+    /// The outcome that a message's token has, with the reply where one was kept; `None` while it has none.
+    ///
+    /// # Errors
+    /// [`Error::Store`] where a record cannot be read.
+    pub fn outcome(&self, of: Sent) -> Result<Option<Closed>, Error> {
+        self.rig.closed(of.partition, of.offset)
+    }
+
+    /// What was given up on, oldest first.
+    #[must_use]
+    pub fn dead_letters(&self) -> Vec<DeadLetter> {
+        self.rig.letterbox.letters().into_iter().map(DeadLetter).collect()
+    }
+
+    /// Whether the dead-letter topic refuses what it is sent, as a broker that is away does. Default: false.
+    pub fn refuse_dead_letters(&self, refuse: bool) {
+        self.rig.letterbox.refuse(refuse);
+    }
+
+    /// The offset committed for a partition, `None` before the first start.
+    #[must_use]
+    pub fn committed(&self, partition: i32) -> Option<NextOffset> {
+        self.rig.committed_offset(partition)
+    }
+
+    /// The wall clock: it moves while time passes in the harness, and stands still otherwise.
+    #[must_use]
+    pub fn now(&self) -> SystemTime {
+        let since_epoch = u64::try_from(self.rig.clock.wall_ms()).unwrap_or_default();
+        SystemTime::UNIX_EPOCH + Duration::from_millis(since_epoch)
+    }
+
+    /// Moves the wall clock ahead, and nothing else: messages sent from now on are stamped that much later, and that
+    /// is how log time passes. One message moves it by `max_clock_jump` (1 h) at most, until another confirms it.
+    pub fn advance(&self, by: Duration) {
+        self.rig.clock.advance(by);
+    }
+}
+
+impl fmt::Debug for Harness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Harness")
+            .field("topic", &self.topic)
+            .field("running", &self.rig.is_running())
+            .field("books", &self.books())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
