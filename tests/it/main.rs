@@ -8,15 +8,27 @@
 )]
 
 mod admin_port;
+mod bad_input;
+mod bad_store;
 mod checker;
 mod cli;
 mod crash;
 mod crash_points;
 mod crash_random;
+mod demo;
+mod events;
 mod examples;
+mod foreign;
+mod frozen;
 mod kafka;
 mod killed_store;
+mod member;
+mod memory;
+mod mock;
+mod rebalance;
 mod resolved;
+mod several_topics;
 mod smoke;
 mod start;
 mod sync_order;
+mod traces;

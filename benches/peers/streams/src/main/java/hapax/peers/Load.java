@@ -33,7 +33,7 @@ import org.apache.kafka.common.serialization.ByteArraySerializer;
  * <pre>
  * --brokers B --topic T --messages N
  * --partitions 4         --payload-bytes 200   --span-hours 20
- * --token-chars 36       16 to 32: that many hex digits; 36: in the shape of a UUID
+ * --token-chars 36       16 to 32: that many hex digits; 36: a UUID of version 4
  * --keys 100000          number of different keys; the key decides the partition
  * --seed 1               another seed gives other tokens
  * </pre>
@@ -71,6 +71,8 @@ public final class Load {
         }
 
         create(brokers, topic, partitions);
+        // Asking waits until every partition has a leader that knows it: the producer does not repeat what one refuses.
+        stored(brokers, topic, partitions);
         AtomicReference<Exception> failure = new AtomicReference<>();
         long endMillis = System.currentTimeMillis();
         long startNanos = System.nanoTime();
@@ -153,8 +155,13 @@ public final class Load {
             return token;
         }
         for (int from = 0, to = 0; to < chars; to++) {
-            boolean dash = to == 8 || to == 13 || to == 18 || to == 23;
-            token[to] = dash ? (byte) '-' : digits[from++];
+            switch (to) {
+                case 8, 13, 18, 23 -> token[to] = '-';
+                // Version 4, variant 8: random digits there would now and then read as a UUID that holds a time.
+                case 14 -> token[to] = '4';
+                case 19 -> token[to] = '8';
+                default -> token[to] = digits[from++];
+            }
         }
         return token;
     }

@@ -1,0 +1,335 @@
+//! The contestants that run in a process of this program. Each prints one line of JSON, or fails.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use hapax::accounts::Account;
+use hapax::config::{ByteCount, Listen};
+use hapax::{Class, Consumer, Context, Summary, Topic, Window};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::{Headers as _, Message as _};
+use serde::{Deserialize, Serialize};
+
+use crate::broker::Observer;
+use crate::{Result, filled, process};
+
+/// The header that all contestants read the token from.
+const HEADER: &str = "idempotency-key";
+/// All that was run is recorded and committed within this, or the run has failed.
+const COMMITTED_WITHIN: Duration = Duration::from_secs(60);
+
+/// A run in which no handler is called for so long has failed.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// One poll of the bare loop, and how many in a row may bring nothing.
+const POLL: Duration = Duration::from_millis(100);
+const SILENT_POLLS_MAX: u32 = 600;
+
+/// One contestant's work.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Task {
+    #[arg(long)]
+    pub(crate) kind: Kind,
+    #[arg(long, default_value = "")]
+    pub(crate) brokers: String,
+    #[arg(long, default_value = "")]
+    pub(crate) topic: String,
+    #[arg(long, default_value = "")]
+    pub(crate) group: String,
+    #[arg(long)]
+    pub(crate) state_dir: PathBuf,
+    /// Messages in the topic, or tokens in the store.
+    #[arg(long)]
+    pub(crate) count: u64,
+    /// hapax's `memory`, in MiB; its default where it is left out.
+    #[arg(long)]
+    pub(crate) memory_mib: Option<u64>,
+    /// librdkafka properties, as KEY=VALUE.
+    #[arg(long)]
+    pub(crate) set: Vec<String>,
+}
+
+/// Which contestant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    /// A loop around librdkafka's poll that reads one header.
+    Bare,
+    /// hapax with an idempotent handler that does nothing.
+    Idempotent,
+    /// hapax with a non-idempotent handler that does nothing.
+    NonIdempotent,
+    /// Fills a store, and waits to be killed.
+    Fill,
+    /// Opens that store, loads its partitions, closes it.
+    Reopen,
+}
+
+/// What a contestant came to.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Measured {
+    /// Messages, or tokens.
+    pub(crate) count: u64,
+    /// From the first message to the last one, dealt with as the contestant promises.
+    pub(crate) seconds: f64,
+    /// Of these, after the last handler: the rest of the records, the drain, the commit.
+    #[serde(default)]
+    pub(crate) end_seconds: f64,
+    /// Peak resident set.
+    pub(crate) rss_kib: u64,
+    /// Seconds on a processor by thread, at the last message.
+    pub(crate) cpu: BTreeMap<String, f64>,
+}
+
+pub(crate) fn run(task: Task) -> Result<()> {
+    // What hapax warns of belongs beside a figure that it may explain.
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::WARN)
+        .init();
+    let measured = match task.kind {
+        Kind::Bare => bare(&task),
+        Kind::Idempotent => hapax(&task, Class::Idempotent),
+        Kind::NonIdempotent => hapax(&task, Class::NonIdempotent),
+        Kind::Fill => fill(&task),
+        Kind::Reopen => reopen(&task),
+    }?;
+    println!("{}", serde_json::to_string(&measured)?);
+    if task.kind == Kind::Fill {
+        // The driver kills it now: the next one to open the store finds what a kill leaves.
+        loop {
+            thread::park();
+        }
+    }
+    Ok(())
+}
+
+/// One thread, one consumer queue, one header, nothing committed: what librdkafka gives at its best.
+fn bare(task: &Task) -> Result<Measured> {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", &task.brokers)
+        .set("group.id", &task.group)
+        .set("auto.offset.reset", "earliest")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false");
+    for (key, value) in properties(task)? {
+        config.set(key, value);
+    }
+    let consumer: BaseConsumer = config.create()?;
+    consumer.subscribe(&[&task.topic])?;
+    let mut first = None;
+    let mut count = 0;
+    let mut silent = 0;
+    while count < task.count {
+        let Some(message) = consumer.poll(POLL) else {
+            // A rebalance also ends a poll without a message.
+            silent += 1;
+            if silent > SILENT_POLLS_MAX {
+                return Err(format!("bare: {count} of {} messages, and no more come", task.count).into());
+            }
+            continue;
+        };
+        silent = 0;
+        let message = message?;
+        first.get_or_insert_with(Instant::now);
+        let headers = message.headers().ok_or("bare: a message without headers")?;
+        let token = headers.iter().find(|header| header.key == HEADER);
+        let token = token
+            .and_then(|header| header.value)
+            .ok_or("bare: a message without a token")?;
+        std::hint::black_box(token);
+        count += 1;
+    }
+    let took = first.map(|first| first.elapsed()).unwrap_or_default();
+    Ok(Measured {
+        count,
+        seconds: took.as_secs_f64(),
+        end_seconds: 0.0,
+        rss_kib: process::peak_rss_kib()?,
+        cpu: process::cpu_by_thread()?,
+    })
+}
+
+fn properties(task: &Task) -> Result<Vec<(&str, &str)>> {
+    let pairs = task.set.iter().map(|pair| pair.split_once('='));
+    Ok(pairs.collect::<Option<_>>().ok_or("--set wants KEY=VALUE")?)
+}
+
+/// What the handler counts.
+#[derive(Debug)]
+struct Progress {
+    wanted: u64,
+    ran: AtomicU64,
+    first: OnceLock<Instant>,
+    last: OnceLock<Instant>,
+    all: tokio::sync::Notify,
+}
+
+impl Progress {
+    fn one(&self) {
+        let before = self.ran.fetch_add(1, Ordering::Relaxed);
+        if before == 0 {
+            let _ = self.first.set(Instant::now());
+        }
+        if before + 1 == self.wanted {
+            let _ = self.last.set(Instant::now());
+            self.all.notify_one();
+        }
+    }
+
+    /// Waits for the last handler; `false` once none has been called for too long.
+    async fn all_have_run(&self) -> bool {
+        let mut seen = 0;
+        while tokio::time::timeout(SILENCE_MAX, self.all.notified())
+            .await
+            .is_err()
+        {
+            let ran = self.ran.load(Ordering::Relaxed);
+            if ran == seen {
+                return false;
+            }
+            seen = ran;
+        }
+        true
+    }
+}
+
+/// hapax with its defaults. The clock starts at the first call of the handler, and stops when another client sees that
+/// the group has committed the ends of the log. The consumer is asked to stop once the last handler has run, so that
+/// the rest of a commit interval is not counted; a drain records and commits what has run.
+fn hapax(task: &Task, class: Class) -> Result<Measured> {
+    let observer = Observer::new(&task.brokers, &task.topic, &task.group)?;
+    let (ends, held) = observer.ends()?;
+    if held != task.count {
+        return Err(format!("topic {} holds {held} messages, not {}", task.topic, task.count).into());
+    }
+    let progress = Arc::new(Progress {
+        wanted: task.count,
+        ran: AtomicU64::new(0),
+        first: OnceLock::new(),
+        last: OnceLock::new(),
+        all: tokio::sync::Notify::new(),
+    });
+    let topic = Topic::bytes(&task.topic, class)
+        .window(Window::hours(24))
+        .state(Arc::clone(&progress));
+    let properties = properties(task)?;
+    let consumer = Consumer::local(&task.group, &task.state_dir)
+        .brokers(&task.brokers)
+        .with(|layer| {
+            layer.kafka = properties.into_iter().collect();
+            layer.memory = task.memory_mib.map(ByteCount::mib);
+            // Several of these may run on one machine.
+            layer.admin.listen = Some(Listen::Off);
+        })
+        .handle(topic, |_payload, cx: Context<Arc<Progress>>| async move {
+            cx.state().one();
+            Ok(())
+        });
+
+    let (run_out, ran_out) = mpsc::channel();
+    let watcher = thread::Builder::new()
+        .name("bench-observer".into())
+        .spawn(move || {
+            // Nothing is asked while messages are taken. An error here is that `consumer` has failed, which says why.
+            ran_out.recv().ok()?;
+            Some(observer.await_committed(&ends, COMMITTED_WITHIN))
+        })?;
+    let mut cpu = Ok(BTreeMap::new());
+    let runtime = tokio::runtime::Runtime::new()?;
+    let summary = runtime.block_on(consumer.run_until(async {
+        if progress.all_have_run().await {
+            cpu = process::cpu_by_thread();
+            let _ = run_out.send(());
+        }
+    }));
+    drop(run_out);
+    let committed = watcher.join().map_err(|_| "the observer panicked")?;
+    let summary = summary.map_err(|error| chain(&error))?;
+    let ran = progress.ran.load(Ordering::Relaxed);
+    let ended = || {
+        format!(
+            "{ran} handlers have run, {} are expected, and no more came",
+            task.count
+        )
+    };
+    let committed = committed.ok_or_else(ended)??;
+    check(&summary, task.count)?;
+    let (first, last) = (progress.first.get(), progress.last.get());
+    let (first, last) = first.zip(last).ok_or("no handler has run")?;
+    Ok(Measured {
+        count: task.count,
+        seconds: committed.duration_since(*first).as_secs_f64(),
+        end_seconds: committed.duration_since(*last).as_secs_f64(),
+        rss_kib: process::peak_rss_kib()?,
+        cpu: cpu?,
+    })
+}
+
+/// Every message is done, once, and the books balance.
+fn check(summary: &Summary, wanted: u64) -> Result<()> {
+    let (mut taken, mut done) = (0, 0);
+    for balance in &summary.balances {
+        taken += balance.taken;
+        done += balance.of(Account::Done);
+        if balance.remainder() != 0 {
+            return Err(format!("the books do not balance: {balance:?}").into());
+        }
+    }
+    if (taken, done) != (wanted, wanted) {
+        return Err(format!("{taken} messages taken, {done} done, {wanted} expected: {summary:?}").into());
+    }
+    Ok(())
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+fn fill(task: &Task) -> Result<Measured> {
+    let store = filled::open(&task.state_dir)?;
+    let begun = Instant::now();
+    filled::fill(&store, filled::Span::new(task.count, 5))?;
+    Ok(Measured {
+        count: task.count,
+        seconds: begun.elapsed().as_secs_f64(),
+        end_seconds: 0.0,
+        rss_kib: process::peak_rss_kib()?,
+        cpu: process::cpu_by_thread()?,
+    })
+}
+
+fn reopen(task: &Task) -> Result<Measured> {
+    use hapax::store::Store as _;
+    let begun = Instant::now();
+    let store = filled::open(&task.state_dir)?;
+    let mut points = 0;
+    for number in 0..filled::PARTITIONS {
+        let known = store.load(filled::partition(&store, number)?)?;
+        let position = known.position.ok_or("a partition has lost its position")?;
+        points += position.commit_point.0;
+    }
+    let took = begun.elapsed();
+    if u64::try_from(points)? != task.count {
+        return Err(format!("the store knows {points} tokens, {} were written", task.count).into());
+    }
+    store.close()?;
+    Ok(Measured {
+        count: task.count,
+        seconds: took.as_secs_f64(),
+        end_seconds: 0.0,
+        rss_kib: process::peak_rss_kib()?,
+        cpu: process::cpu_by_thread()?,
+    })
+}
