@@ -113,3 +113,38 @@ fn what_was_begun_ahead_is_unbegun_by_a_drain() {
         assert_eq!(rig.account(Account::Held), 0);
     });
 }
+
+/// The budget is spent while 1 runs, and 2, held above it, is left to the next owner; a letter keeps the drain open, and
+/// 1 ends after all. What was left to the next owner must be delivered to it.
+#[test]
+fn what_ends_after_the_budget_does_not_move_the_commit_point_past_what_was_left_behind() {
+    paused(async {
+        let script = Script::new(|offset, _| match offset {
+            1 => after(Duration::from_millis(400)),
+            _ => who_knows(),
+        });
+        let mut rig = rig_with(Class::NonIdempotent, &script, |policy| {
+            policy.concurrency = Concurrency::unordered(4);
+            policy.deadline = Duration::from_secs(10);
+        });
+        for token in ["a", "b", "c"] {
+            rig.send(0, message(token));
+        }
+        rig.start().await.unwrap();
+        rig.run_for(Duration::from_millis(50)).await;
+        assert_eq!(open_offsets(&rig), [0, 1, 2]);
+        rig.letterbox.refuse(true);
+        let letterbox = rig.letterbox.clone();
+        tokio::spawn(async move {
+            wait(Duration::from_millis(500)).await;
+            letterbox.refuse(false);
+        });
+        rig.drain(Duration::from_millis(100), true).await;
+        assert_eq!(rig.letterbox.reasons(), [("0".to_owned(), "moved".to_owned())]);
+        assert_eq!(rig.committed_offset(0), Some(NextOffset(1)));
+        rig.assign(0).unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!(script.offsets(), [0, 1, 2], "1 is done, 2 is still in doubt");
+        assert_eq!(open_offsets(&rig), [2]);
+    });
+}

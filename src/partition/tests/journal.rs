@@ -168,7 +168,7 @@ fn the_journal_writes_nothing_after_a_write_that_failed() {
         journalled.store.fail_after(0, fault);
         journalled.submit(&gate, 7);
         // The next one comes when the journal has said that it is broken, so it is a write of its own.
-        let why = journalled.broken.recv().unwrap();
+        let why = journalled.broken.recv_timeout(Duration::from_secs(20)).unwrap();
         journalled.submit(&gate, 8);
         let (state, position, _) = journalled.end();
         assert!(matches!(state, Err(Failure::Broken(_))), "{state:?}, {why}");
