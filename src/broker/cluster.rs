@@ -6,9 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use super::Error;
+use super::{Error, LETTER_HEADER_BYTES_MAX};
 use crate::config::Settings;
-use crate::dead_letter::HEADER_BYTES_MAX;
 
 /// What the cluster said.
 #[derive(Debug, Clone, Default)]
@@ -114,7 +113,7 @@ impl Cluster {
             (Ok(from), Ok(to)) => (from, to),
             (Err(why), _) | (_, Err(why)) => return Ok(Fit::Unproven(why)),
         };
-        let needed = from.saturating_add(HEADER_BYTES_MAX);
+        let needed = from.saturating_add(LETTER_HEADER_BYTES_MAX);
         if to < needed {
             return Err(Error::LettersTooSmall {
                 topic,
@@ -159,7 +158,7 @@ impl Cluster {
             name: settings.dead_letter.topic_of(input),
             input: input.to_owned(),
             partitions: partitions.copied().unwrap_or(1),
-            message_bytes_max: bytes.map(|bytes| bytes.saturating_add(HEADER_BYTES_MAX)),
+            message_bytes_max: bytes.map(|bytes| bytes.saturating_add(LETTER_HEADER_BYTES_MAX)),
         }
     }
 }
@@ -182,7 +181,7 @@ mod tests {
     use super::*;
     use crate::config::settle;
 
-    const ROOM: u64 = HEADER_BYTES_MAX;
+    const ROOM: u64 = LETTER_HEADER_BYTES_MAX;
 
     fn facts(partitions: Result<i32, Absent>, bytes: u64) -> TopicFacts {
         TopicFacts {
