@@ -11,7 +11,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/hapax-target
 BUILD := --release --locked --features testing
 PORT ?= 9092
 
-.PHONY: help setup build test demo bench lint fmt doc kafka kafka-stop clean
+.PHONY: help setup build test demo guards bench lint fmt doc kafka kafka-stop clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target does; do printf '%-18s %s\n' "$$target" "$$does"; done
@@ -32,6 +32,9 @@ test: ## Every test, those on a real Kafka included (ARGS=name runs some of them
 	@scripts/kafka.sh fetch >/dev/null || { [ "$${CI:-}" != true ] && \
 		echo "make: NO REAL KAFKA: the tests that need one WILL BE SKIPPED" >&2; }
 	cargo test $(BUILD) $(ARGS)
+
+guards: setup ## See each guarding test fail without the line that it guards (docs/guards)
+	@scripts/guards.sh
 
 bench: ## Measure, beside a bare loop and Kafka Streams, in one run
 	@scripts/setup.sh bench

@@ -79,9 +79,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
         depot.answers.send_replace(true);
         Ok::<_, Box<dyn Error>>(())
     };
-    let (summary, interrupted) = tokio::join!(consumer().run(), interrupted);
-    interrupted?;
-    let books = Balance::sum(&summary?.balances);
+    let running = async { Ok(consumer().run().await?) };
+    let (summary, ()) = tokio::try_join!(running, interrupted)?;
+    let books = Balance::sum(&summary.balances);
     let first = depot.shipped();
     println!(
         "SIGTERM: {first:?} shipped, {} messages left for the next start",

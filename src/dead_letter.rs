@@ -43,10 +43,6 @@ const ERROR_BYTES_MAX: usize = 1_024;
 /// A token longer than this is cut, for the same reason: it may be refused because it is longer still.
 const TOKEN_BYTES_MAX: usize = 1_024;
 
-/// What the headers of a letter add to its message at most, in bytes: an error and a token at their limits, and the
-/// rest with its names. A dead-letter topic must take its input's largest message and this much more.
-pub const HEADER_BYTES_MAX: u64 = 16 << 10;
-
 /// Builds the letter.
 #[must_use]
 pub fn letter(to: &str, message: &Kept, lineage: &Lineage<'_>) -> Letter {
@@ -96,6 +92,7 @@ fn id(lineage: &Lineage<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::LETTER_HEADER_BYTES_MAX;
 
     fn lineage() -> Lineage<'static> {
         Lineage {
@@ -172,6 +169,6 @@ mod tests {
             .iter()
             .map(|(name, value)| name.len() + value.as_ref().map_or(0, Bytes::len))
             .sum();
-        assert!(bytes as u64 <= HEADER_BYTES_MAX, "{bytes}");
+        assert!(bytes as u64 <= LETTER_HEADER_BYTES_MAX, "{bytes}");
     }
 }

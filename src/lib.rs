@@ -82,6 +82,12 @@
 //! | `tls` | no | TLS and SCRAM to the broker (needs libssl-dev) |
 //! | `testing` | no | the harness, the store's conformance suite, and named crash points |
 
+// Without the broker or the disk parts of the engine have no caller; what is dead with both is dead.
+#![cfg_attr(
+    not(all(feature = "rocks", feature = "kafka")),
+    allow(dead_code, unused_imports)
+)]
+
 pub mod accounts;
 #[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
 mod admin;
@@ -105,7 +111,7 @@ pub mod error;
 pub mod explain;
 pub mod fence;
 pub mod handler;
-#[cfg(any(test, feature = "cli"))]
+#[cfg(any(test, feature = "cli", feature = "testing"))]
 mod held;
 pub mod journal;
 pub mod ledger;

@@ -21,9 +21,6 @@ use rust::{before_tests, code, crate_paths, is_word, test_modules};
 /// Longer files hide what is in them.
 const LINES_MAX: usize = 600;
 
-/// Being split at the moment, and nothing else. An entry that is short enough has to go.
-const STILL_LONG: &[&str] = &["src/partition/mod.rs"];
-
 /// Each foreign crate that a change of version or of mind would reach, and the only places in `src` that name it.
 const ONE_PLACE: &[(&str, &[&str])] = &[
     ("rdkafka", &["src/broker/kafka/"]),
@@ -163,18 +160,10 @@ fn over(files: &[(String, String)], rule: impl Fn(&str, &str) -> Vec<String>) ->
     files.iter().flat_map(|(path, text)| rule(path, text)).collect()
 }
 
-fn too_long(path: &str, text: &str, excused: &[&str]) -> Vec<String> {
+fn too_long(path: &str, text: &str) -> Vec<String> {
     let lines = text.lines().count();
-    let excused = excused.contains(&path);
-    match (lines > LINES_MAX, excused) {
-        (true, false) => vec![format!(
-            "{path} has {lines} lines, {LINES_MAX} are the limit: split it"
-        )],
-        (false, true) => vec![format!(
-            "{path} has {lines} lines: take it off the list of those that are too long"
-        )],
-        _ => Vec::new(),
-    }
+    let said = || format!("{path} has {lines} lines, {LINES_MAX} are the limit: split it");
+    (lines > LINES_MAX).then(said).into_iter().collect()
 }
 
 fn foreign(path: &str, code: &str) -> Vec<String> {
@@ -254,22 +243,14 @@ fn files_are_short_enough_to_read() {
     let mut places = vec!["src", "tests", "benches", "examples", "scripts"];
     places.retain(|place| root().join(place).exists());
     let all = files(&places, &[".rs", ".py", ".java", ".sh"]);
-    assert_none(over(&all, |path, text| too_long(path, text, STILL_LONG)));
-    for path in STILL_LONG {
-        assert!(
-            root().join(path).exists(),
-            "{path} is gone: take it off the list of those that are too long"
-        );
-    }
+    assert_none(over(&all, too_long));
 }
 
 #[test]
 fn a_long_file_is_found_and_a_short_one_may_not_stay_excused() {
     let lines = |count| "x\n".repeat(count);
-    assert!(too_long("src/a.rs", &lines(LINES_MAX), &[]).is_empty());
-    assert_eq!(too_long("src/a.rs", &lines(LINES_MAX + 1), &[]).len(), 1);
-    assert!(too_long("src/a.rs", &lines(LINES_MAX + 1), &["src/a.rs"]).is_empty());
-    assert_eq!(too_long("src/a.rs", &lines(LINES_MAX), &["src/a.rs"]).len(), 1);
+    assert!(too_long("src/a.rs", &lines(LINES_MAX)).is_empty());
+    assert_eq!(too_long("src/a.rs", &lines(LINES_MAX + 1)).len(), 1);
 }
 
 #[test]

@@ -224,6 +224,8 @@ fn hapax(task: &Task, class: Class) -> Result<Measured> {
         .with(|layer| {
             layer.kafka = properties.into_iter().collect();
             layer.memory = task.memory_mib.map(ByteCount::mib);
+            // hapax starts only where dead letters have somewhere to go; none is expected.
+            layer.dead_letter.create = Some(true);
             // Several of these may run on one machine.
             layer.admin.listen = Some(Listen::Off);
         })

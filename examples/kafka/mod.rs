@@ -28,7 +28,10 @@ pub(crate) async fn topic(
     client.set("bootstrap.servers", brokers);
     let admin: AdminClient<DefaultClientContext> = client.create()?;
     let dead_letters = format!("{name}.dead-letters");
-    let topics = [name, &dead_letters].map(|name| NewTopic::new(name, 1, TopicReplication::Fixed(1)));
+    let [topic, dead_letters] =
+        [name, &dead_letters].map(|name| NewTopic::new(name, 1, TopicReplication::Fixed(1)));
+    // A dead letter is its message and the headers that say why: what fitted into the one must fit into the other.
+    let topics = [topic, dead_letters.set("max.message.bytes", "2097152")];
     let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
     for made in admin.create_topics(&topics, &options).await? {
         match made {

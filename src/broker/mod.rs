@@ -65,6 +65,10 @@ pub struct Committed {
     pub mark: Option<CommitMark>,
 }
 
+/// What hapax adds to a message that it dead-letters at most, in bytes: an error and a token at their limits, and the
+/// rest with the names. A dead-letter topic must take its input's largest message and this much more.
+pub const LETTER_HEADER_BYTES_MAX: u64 = 16 << 10;
+
 /// A message for the dead-letter topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Letter {

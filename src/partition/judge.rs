@@ -38,17 +38,19 @@ impl Partition {
             while let Some(hit) = hits.next_if(|hit| hit.key < first_key) {
                 own.push(hit);
             }
-            self.meets(id, &own);
+            self.meets(id, &own, count);
         }
         keys.clear();
         self.spare_keys = keys;
         Ok(())
     }
 
-    /// What the look-up found for one message.
-    fn meets(&mut self, id: WorkId, hits: &[Hit]) {
+    /// What the look-up found for one message, which asked for that many keys.
+    fn meets(&mut self, id: WorkId, hits: &[Hit], asked: usize) {
         let Some(work) = self.works.get(id) else { return };
         let keys = work.keys.clone();
+        // With its position: while a record of its token was at rest.
+        let met_a_record = asked > keys.as_slice().len();
         if let Some(closed) = self.ruling_hit(id, hits) {
             if self.is_redelivery_of(id, &closed) {
                 self.redelivered(id, &closed);
@@ -59,8 +61,10 @@ impl Partition {
                 return;
             }
         }
-        // Asked while a record of its token was at rest: whoever holds the token now is met after all.
+        // Whoever holds the token now is met after all.
         match self.claim(id, &keys) {
+            // That record has left since, and what it ended with may be younger than this answer.
+            None if met_a_record => self.enter(id),
             None => self.meets_nothing(id),
             Some(Holder::Work(first)) => self.wait_behind(id, first),
             Some(Holder::Resting(open)) => self.meets_resting(id, open),

@@ -24,11 +24,12 @@ mod record;
 mod restore;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
+mod wiring;
 mod work;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
@@ -38,78 +39,22 @@ use slab::Slab;
 use tokio::sync::{mpsc, watch};
 
 use crate::accounts::Accounts;
-use crate::attempt::{Attempts, Factory};
+use crate::attempt::Attempts;
 use crate::backoff::{Bounds, Waits};
-use crate::broker::{self, Letters};
-use crate::clock::{self, Clock, Instant};
-use crate::commits::Commits;
-use crate::config::{Limits, TopicPolicy};
+use crate::broker;
+use crate::clock::{self, Instant};
 use crate::error::Error;
 use crate::fence::Gate;
-use crate::journal::{Acks, Failure, Journal};
+use crate::journal::{Acks, Failure};
 use crate::ledger::{CommitPoint, Ledger};
-use crate::limits::Budget;
 use crate::message::Batch;
-use crate::metrics::{PartitionMeters, PartitionReading, TopicMeters};
-use crate::pulse::Pulse;
-use crate::store::lookups::{Answer, Loading, Lookups};
+use crate::metrics::{PartitionMeters, PartitionReading};
+use crate::store::lookups::{Answer, Loading};
 use crate::store::{Changes, Known, PartitionId};
-use crate::token::{Extractor, TokenKey};
+use crate::token::TokenKey;
 use crate::window::{PartitionTime, Window};
+pub(crate) use wiring::{Assignment, Control, Wiring};
 use work::{Index, Resting, Work, WorkId};
-
-/// What the partition tasks of one topic share.
-pub(crate) struct Wiring {
-    pub(crate) topic: Arc<str>,
-    pub(crate) policy: TopicPolicy,
-    pub(crate) dead_letter_topic: String,
-    pub(crate) limits: Limits,
-    pub(crate) max_clock_jump: Duration,
-    pub(crate) commit_every: Duration,
-    pub(crate) extractor: Extractor,
-    pub(crate) factory: Arc<dyn Factory>,
-    pub(crate) clock: Clock,
-    pub(crate) lookups: Lookups,
-    pub(crate) journal: Arc<dyn Journal>,
-    pub(crate) letters: Arc<dyn Letters>,
-    pub(crate) commits: Commits,
-    pub(crate) budget: Budget,
-    pub(crate) meters: TopicMeters,
-    pub(crate) seed: u64,
-    /// Starts in a row of this store that ended without a clean shutdown.
-    pub(crate) unclean_starts: u32,
-    /// The poll thread's, or whoever stands in for it.
-    pub(crate) pulse: Pulse,
-    /// The window is past `window_bytes` and nothing may be shed: the topic stops taking.
-    pub(crate) window_full: AtomicBool,
-}
-
-/// One assignment, as its task is started for it.
-pub(crate) struct Assignment {
-    pub(crate) id: PartitionId,
-    pub(crate) gate: Gate,
-    pub(crate) start: CommitPoint,
-    pub(crate) known: Known,
-    pub(crate) accounts: Accounts,
-    pub(crate) batches: mpsc::Receiver<Batch>,
-    pub(crate) control: watch::Receiver<Control>,
-}
-
-/// What a partition task is told from outside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Control {
-    /// Take and run.
-    Run,
-    /// Take nothing more, finish what runs until the deadline, record it, end.
-    Drain {
-        /// What still runs at this instant is abandoned.
-        deadline: Instant,
-        /// The partition goes to another member, and with it what is held.
-        revoked: bool,
-    },
-    /// The partition is lost: write nothing, end now.
-    Cancel,
-}
 
 /// Waiting for one batch of look-ups.
 struct Asked {

@@ -277,19 +277,19 @@ impl Harness {
     /// Decides about a held message, as `hapax resolve` does: on a consumer that does not run, and carried out at its
     /// next start.
     ///
+    /// Only what is held in doubt takes a verdict; what is held behind its token is judged by that one's outcome.
+    ///
     /// # Panics
-    /// Where the consumer runs, or nothing is held there.
+    /// Where the consumer runs, or the message takes no verdict; in the words of `hapax resolve`.
     #[track_caller]
     pub fn decide(&mut self, of: Sent, verdict: Verdict) {
         assert!(
             !self.rig.is_running(),
             "a verdict is given while the consumer is stopped: stop or crash it first"
         );
-        let decided = self.rig.decide(of.partition, of.offset, verdict);
-        assert!(
-            matches!(decided, Ok(true)),
-            "nothing is held at {of:?}: {decided:?}"
-        );
+        if let Err(refusal) = self.rig.decide(of.partition, of.offset, verdict) {
+            panic!("{refusal}");
+        }
     }
 
     /// The outcome that a message's token has, with the reply where one was kept; `None` while it has none.

@@ -24,13 +24,15 @@ use crate::journal::{Failure, Journal, Submission};
 use crate::limits::{Budget, Waker};
 use crate::message::{BatchBuilder, Kept, NextOffset, Offset};
 use crate::metrics::TopicMeters;
-use crate::outcome::{Closed, Open, Stage, Verdict};
+use crate::outcome::{Open, Stage};
 use crate::partition::Wiring;
 use crate::pulse::Pulse;
 use crate::store::lookups::Lookups;
 use crate::store::memory::MemoryStore;
-use crate::store::{Changes, PartitionId, Store, TopicSpec};
+use crate::store::{PartitionId, Store, TopicSpec};
 use crate::token::{Extractor, Reader};
+
+mod remains;
 
 /// A journal that is durable at once, in the caller's thread.
 struct Inline(Arc<dyn Store>);
@@ -462,56 +464,6 @@ impl Rig {
             topic: self.store.topic(&self.topic).ok()?,
             partition,
         })
-    }
-}
-
-/// What is found in the store, and what a tool of an operator's would do there.
-impl Rig {
-    /// Every open record of a partition, by offset. Also when the process is gone.
-    pub(crate) fn open(&self, partition: i32) -> Result<Vec<Open>, Error> {
-        let Some(id) = self.id(partition) else {
-            return Ok(Vec::new());
-        };
-        Ok(self.store.load(id)?.open)
-    }
-
-    /// The latest record of a message's tokens, inside its window or not.
-    pub(crate) fn closed(&self, partition: i32, offset: Offset) -> Result<Option<Closed>, Error> {
-        let (Some(id), Some(message)) = (self.id(partition), self.message(partition, offset)) else {
-            return Ok(None);
-        };
-        let batch = message.into_batch(self.topic.as_str().into(), partition, offset);
-        let Some(raw) = batch.get(0) else { return Ok(None) };
-        let extractor = self.extractor();
-        let mut keys = Vec::new();
-        extractor.read(&raw, &mut keys);
-        // What a policy gave up on is recorded under its position.
-        keys.push(extractor.position(&raw));
-        let mut hits = Vec::new();
-        self.store.look_up(id, i64::MIN, &keys, &mut hits)?;
-        let latest = hits
-            .into_iter()
-            .max_by_key(|hit| (hit.closed.offset == offset, hit.closed.offset));
-        Ok(latest.map(|hit| hit.closed))
-    }
-
-    /// Writes a verdict beside what is held at that offset; false where nothing is. The next start carries it out.
-    pub(crate) fn decide(&mut self, partition: i32, offset: Offset, given: Verdict) -> Result<bool, Error> {
-        let Some(id) = self.id(partition) else {
-            return Ok(false);
-        };
-        let mut changes = Changes::new(id);
-        for mut open in self.open(partition)? {
-            if let Stage::Held { verdict, .. } = &mut open.stage
-                && open.offset == offset
-            {
-                *verdict = Some(given);
-                changes.opened.push(open);
-            }
-        }
-        let found = !changes.is_empty();
-        self.store.apply(&[changes])?;
-        Ok(found)
     }
 }
 

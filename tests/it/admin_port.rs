@@ -338,6 +338,7 @@ async fn a_scrape_shows_every_metric_that_the_definitions_promise() {
     assert_eq!(clicks("hapax_mismatches_total", &[]), Some(1.0));
     assert_eq!(clicks("hapax_null_key_tokens_total", &[]), Some(1.0));
     assert_eq!(clicks("hapax_outcomes_total", &[("outcome", "done")]), Some(2.0));
+    assert_eq!(clicks("hapax_handler_seconds_count", &[]), Some(2.0));
     assert!(clicks("hapax_record_seconds_count", &[]).is_some_and(|groups| groups >= 1.0));
     assert_eq!(clicks("hapax_account_remainder", &[]), Some(0.0));
     assert_eq!(orders("hapax_in_doubt_total", &[("cause", "error")]), Some(1.0));

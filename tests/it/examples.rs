@@ -5,6 +5,7 @@
 //! than its source, is skipped loudly, and with `CI=true` that is a failure.
 
 use std::io::{BufRead, BufReader, Read as _, Seek as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -67,6 +68,10 @@ fn example(name: &str) -> Option<Command> {
 }
 
 /// Runs it to its end. One that hangs is killed, and fails the test with what it said until then.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "another process is waited for: no clock of ours drives it"
+)]
 fn end(command: &mut Command) -> Output {
     let files = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
     let [out, err] = files.each_ref().map(|file| file.try_clone().unwrap());
@@ -212,18 +217,21 @@ fn the_consumer_binary_ends_by_a_signal_and_its_next_start_repeats_nothing() {
         let Some(mut command) = consumer(arguments) else {
             return;
         };
+        let port = free_port();
         command
             .env("HAPAX_BROKERS", broker.bootstrap())
             .env("HAPAX_GROUP", &group)
             .env("HAPAX_STATE_DIR", state.path())
             // Every commit in time: the second start is to be given nothing of the first.
-            .env("HAPAX_COMMIT_EVERY", "100ms");
+            .env("HAPAX_COMMIT_EVERY", "100ms")
+            .env("HAPAX_ADMIN__LISTEN", format!("127.0.0.1:{port}"));
         let mut running = Running::start(command);
         if signal == "TERM" {
             for paid in ["paid 90000 for rent", "paid 350 for bread"] {
                 let line = running.line();
                 assert!(line.starts_with(paid), "{line}");
             }
+            shows_its_metrics(port);
         } else {
             // The three sent by the second start are duplicates of those of the first: nothing is paid. What shows
             // that it runs is the group's commit.
@@ -236,6 +244,40 @@ fn the_consumer_binary_ends_by_a_signal_and_its_next_start_repeats_nothing() {
             running.line(),
             format!("stopped: {taken} taken, {done} done, 0 dead-lettered")
         );
+    }
+}
+
+/// A port that was free a moment ago: the example is told which one, as an operator would.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// The port answers: the two payments are on the page, and the consumer is ready.
+fn shows_its_metrics(port: u16) {
+    let page = |path: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: hapax\r\nConnection: close\r\n\r\n"
+        )
+        .ok()?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).ok()?;
+        Some(page)
+    };
+    kafka::eventually("two payments on the metrics page", WITHIN, || {
+        let page = page("/metrics")?;
+        let done = page
+            .lines()
+            .find(|line| line.starts_with("hapax_outcomes_total{") && line.contains("\"done\""))?;
+        done.ends_with(" 2").then_some(())
+    });
+    for path in ["/healthz", "/readyz"] {
+        kafka::eventually(path, WITHIN, || {
+            page(path)?.starts_with("HTTP/1.1 200").then_some(())
+        });
     }
 }
 

@@ -4,6 +4,9 @@
 //! Method: the member is a child process, this same test binary started for [`child`], so that SIGSTOP stands still all
 //! of its threads. It notes every start of a handler in a file, with the key of its token. It is frozen inside a handler,
 //! with many messages ready behind it; another member, in this process, takes over and catches up; then it thaws.
+//!
+//! Seen to fail without the partition task's look at the pulse (`is_stale` in `partition/mod.rs`), in both classes: "it started
+//! a handler after its partition was gone", the one at offset 6.
 
 use std::fs::OpenOptions;
 use std::io::{Read as _, Write as _};

@@ -3,6 +3,8 @@
 //!
 //! Method: real Kafka, and a subscriber of the tests' own (`events.rs`). The handler says something; what matters is the
 //! span that it is said in.
+//!
+//! Seen to fail with `Span::none()` in place of the attempt's span: every field empty.
 
 use std::time::Duration;
 

@@ -21,6 +21,10 @@ use crate::config::Settings;
 /// Between two questions that the broker cannot answer yet.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How long the broker may take to state limits: a start does without them, so it does not wait for long. (The client's
+/// mock broker never answers: it names a controller that is not there.)
+const LIMITS_MAX: Duration = Duration::from_secs(2);
+
 /// Asks for the cluster, the topics of the settings, and their dead-letter topics. Blocks.
 ///
 /// # Errors
@@ -174,7 +178,7 @@ fn limits(settings: &Settings, topics: &mut BTreeMap<String, TopicFacts>) -> Res
         return Ok(());
     }
     let client = admin(settings)?;
-    let options = AdminOptions::new().request_timeout(Some(ANSWER_MAX));
+    let options = AdminOptions::new().request_timeout(Some(LIMITS_MAX));
     let resources: Vec<_> = existing
         .iter()
         .map(|name| ResourceSpecifier::Topic(name))

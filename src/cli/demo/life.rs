@@ -45,7 +45,8 @@ impl Life {
             .args(["demo", "--child", &told_text])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(File::create(&log).map_err(starting)?);
+            .stderr(File::create(&log).map_err(starting)?)
+            .env("NO_COLOR", "1");
         if std::env::var_os("RUST_LOG").is_none() {
             command.env("RUST_LOG", "hapax=info");
         }

@@ -1,5 +1,12 @@
 //! Schedules against the partition task, without a broker: every one of them broke a naive version once.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
+
 mod crashes;
 mod drains;
 mod held;

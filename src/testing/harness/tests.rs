@@ -190,7 +190,7 @@ async fn a_verdict_is_refused_while_the_consumer_runs() {
 }
 
 #[tokio::test(start_paused = true)]
-#[should_panic(expected = "nothing is held")]
+#[should_panic(expected = "no message is open at payments[0]@0")]
 async fn a_verdict_on_nothing_is_refused() {
     let (mut bank, _) = bank(topic(), || Ok(()));
     let first = bank.send(message("a"));
@@ -198,6 +198,18 @@ async fn a_verdict_on_nothing_is_refused() {
     bank.settle().await.unwrap();
     bank.crash();
     bank.decide(first, Verdict::Done);
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "resolve that one: payments[0]@1 is judged by its outcome")]
+async fn a_verdict_on_what_waits_behind_its_token_is_refused() {
+    let (mut bank, _) = bank(topic(), || Err("who knows".into()));
+    bank.send(message("a"));
+    let second = bank.send(message("a"));
+    bank.start().await.unwrap();
+    bank.settle().await.unwrap();
+    bank.crash();
+    bank.decide(second, Verdict::Done);
 }
 
 #[tokio::test(start_paused = true)]

@@ -113,7 +113,8 @@ impl Run {
     pub(crate) fn new(broker: &Broker, seed: u64, variant: Variant, messages: usize, again: &str) -> Self {
         let topic = kafka::unique(&format!("crash-{seed}-{}", variant.name()));
         broker.create_topic(&topic, PARTITIONS, &[]);
-        broker.create_topic(&letters(&topic), 1, &[]);
+        // Larger than the input: a letter has headers of its own.
+        broker.create_topic(&letters(&topic), 1, &[("max.message.bytes", "2000000")]);
         let sent = plan::plan(seed, messages, PARTITIONS, now_ms());
         send(broker, &topic, &sent);
         let dir = tempfile::Builder::new()
