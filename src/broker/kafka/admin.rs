@@ -21,6 +21,10 @@ use crate::config::Settings;
 /// Between two questions that the broker cannot answer yet.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How long the broker may take to tell limits. Without an answer a start only warns that the size of dead letters is
+/// not proven, so it does not wait long for a broker that never tells, such as the client library's mock.
+const LIMITS_MAX: Duration = Duration::from_secs(2);
+
 /// Asks for the cluster, the topics of the settings, and their dead-letter topics. Blocks.
 ///
 /// # Errors
@@ -174,7 +178,7 @@ fn limits(settings: &Settings, topics: &mut BTreeMap<String, TopicFacts>) -> Res
         return Ok(());
     }
     let client = admin(settings)?;
-    let options = AdminOptions::new().request_timeout(Some(ANSWER_MAX));
+    let options = AdminOptions::new().request_timeout(Some(LIMITS_MAX));
     let resources: Vec<_> = existing
         .iter()
         .map(|name| ResourceSpecifier::Topic(name))
