@@ -21,8 +21,8 @@ use crate::config::Settings;
 /// Between two questions that the broker cannot answer yet.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long the broker may take to state limits: a start does without them, so it does not wait for long. (The client's
-/// mock broker never answers: it names a controller that is not there.)
+/// How long the broker may take to tell limits. Without an answer a start only warns that the size of dead letters is
+/// not proven, so it does not wait long for a broker that never tells, such as the client library's mock.
 const LIMITS_MAX: Duration = Duration::from_secs(2);
 
 /// Asks for the cluster, the topics of the settings, and their dead-letter topics. Blocks.
