@@ -8,6 +8,9 @@ use rocksdb::{DB, IteratorMode, Options};
 use super::record::{self, Closed, Open, Stage};
 use super::token::Key;
 
+/// A key and its value.
+type Entry = (Box<[u8]>, Box<[u8]>);
+
 /// What a store knows of one topic.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Store {
@@ -63,7 +66,7 @@ impl Store {
         }
         let names = DB::list_cf(&options(), dir).unwrap();
         let db = DB::open_cf_for_read_only(&options(), dir, &names, false).unwrap();
-        let all = |name: &str| -> Vec<(Box<[u8]>, Box<[u8]>)> {
+        let all = |name: &str| -> Vec<Entry> {
             let family = db.cf_handle(name).unwrap();
             db.iterator_cf(&family, IteratorMode::Start)
                 .collect::<Result<_, _>>()
