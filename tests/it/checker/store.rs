@@ -8,6 +8,9 @@ use rocksdb::{DB, IteratorMode, Options};
 use super::record::{self, Closed, Open, Stage};
 use super::token::Key;
 
+/// A key and its value.
+type Entry = (Box<[u8]>, Box<[u8]>);
+
 /// What a store knows of one topic.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Store {
@@ -63,10 +66,11 @@ impl Store {
         }
         let names = DB::list_cf(&options(), dir).unwrap();
         let db = DB::open_cf_for_read_only(&options(), dir, &names, false).unwrap();
-        let all = |name: &str| {
+        let all = |name: &str| -> Vec<Entry> {
             let family = db.cf_handle(name).unwrap();
-            let entries = db.iterator_cf(&family, IteratorMode::Start);
-            entries.map(Result::unwrap).collect::<Vec<_>>()
+            db.iterator_cf(&family, IteratorMode::Start)
+                .collect::<Result<_, _>>()
+                .unwrap()
         };
         let mut store = Self::default();
         let meta: BTreeMap<String, String> = if names.iter().any(|name| name == "meta") {

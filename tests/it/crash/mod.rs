@@ -397,7 +397,7 @@ impl Drop for Run {
 
 /// What a run came to, in numbers.
 #[derive(Debug, Clone, Copy, Default)]
-#[expect(dead_code, reason = "printed as a whole")]
+#[expect(dead_code, reason = "printed whole, for whoever reads the output of a test")]
 pub(crate) struct Report {
     pub(crate) kills: usize,
     pub(crate) messages: usize,
