@@ -3,6 +3,9 @@
 //!
 //! Method: real Kafka. "Nothing is lost" is read off the handlers, the dead-letter topic and the group's commits; an error
 //! is read whole, as a user sees it. What a state directory can hold is in `bad_store.rs`.
+//!
+//! Seen to fail: no bound for a jump of the clock (`PartitionTime`, "left: [0, 1, 2, 3]", the duplicate ran); `deleted` not asked
+//! in `prepare`; `missing_token = "stop"` taken for `use-offset` ("a consumer ends in time: Elapsed").
 
 use std::collections::BTreeMap;
 use std::time::Duration;

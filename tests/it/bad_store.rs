@@ -3,6 +3,9 @@
 //!
 //! Method: a real Kafka and real directories. Read-only and full ones are small file systems in memory, which only root
 //! can mount: elsewhere those tests say that they are skipped.
+//!
+//! Seen to fail: `check_group` that finds every group right, and a journal that acknowledges a write that failed ("a consumer
+//! ends in time: Elapsed", both: it went on).
 
 use std::io::Write as _;
 use std::path::Path;

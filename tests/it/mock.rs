@@ -3,11 +3,15 @@
 //!
 //! The mock is no oracle of fencing, so nothing here is about zombies. It is asked for commits and contents by clients
 //! of the test's own.
+//!
+//! Seen to fail: every answer to a commit taken for an acknowledgement (`committer.rs`): "messages between the commits and the
+//! ends of ..: {0: 5}"; strays looked for before the first commit is acknowledged (`move_strays`): the same for the message
+//! after the held one; the poll thread not beating while it asks (`ask` in `rebalance.rs`): "every message: not within 60s".
 
 use std::time::Duration;
 
 use hapax::accounts::Account;
-use hapax::{Class, Idempotent, NonIdempotent, Topic, Window};
+use hapax::{Class, Consumer, Idempotent, NonIdempotent, Topic, Window};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
@@ -40,16 +44,18 @@ impl Mock {
         }
     }
 
-    fn start(&self, class: Class, effects: &Effects) -> Member {
-        Member::start(
-            member::consumer(&self.brokers, &self.topic, self.dir.path()).handle(
-                Topic::bytes(&self.topic, class)
-                    .state(effects.clone())
-                    .window(Window::hours(1))
-                    .deadline(Duration::from_secs(60)),
-                member::handle,
-            ),
+    fn consumer(&self, class: Class, effects: &Effects) -> Consumer {
+        member::consumer(&self.brokers, &self.topic, self.dir.path()).handle(
+            Topic::bytes(&self.topic, class)
+                .state(effects.clone())
+                .window(Window::hours(1))
+                .deadline(Duration::from_secs(60)),
+            member::handle,
         )
+    }
+
+    fn start(&self, class: Class, effects: &Effects) -> Member {
+        Member::start(self.consumer(class, effects))
     }
 
     async fn send(&self, messages: impl IntoIterator<Item = Message>) {
@@ -185,7 +191,9 @@ async fn a_slow_broker_is_no_loss() {
     mock.cluster
         .broker_round_trip_time(-1, Duration::from_millis(250))
         .unwrap();
-    let member = mock.start(Idempotent, &effects);
+    let member = Member::start(mock.consumer(Idempotent, &effects).with(|layer| {
+        member::property(layer, "session.timeout.ms", "3000");
+    }));
     eventually("every message", 2 * SOON, || {
         (effects.finished().len() >= 160).then_some(())
     });
