@@ -54,13 +54,13 @@ async fn a_restart_knows_what_was_done() {
             );
         let wanted = 10 + round * 5;
         let done = Arc::clone(&seen);
+        let all_seen = tokio::task::spawn_blocking(move || {
+            kafka::eventually("every token handled", Duration::from_secs(60), || {
+                (done.lock().unwrap().len() >= wanted).then_some(())
+            });
+        });
         let summary = consumer
-            .run_until(async move {
-                while done.lock().unwrap().len() < wanted {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                tokio::time::sleep(Duration::from_millis(1500)).await;
-            })
+            .run_until(async move { all_seen.await.unwrap() })
             .await
             .unwrap();
         eprintln!("{summary:?}");

@@ -4,6 +4,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
+    clippy::manual_async_fn,
     reason = "a test may panic"
 )]
 

@@ -175,7 +175,7 @@ fn recorded_once(case: &Case<'_>, before: Option<&Store>, life: &Life, findings:
 
 /// An outcome that was recorded in one life stays in every later one.
 fn nothing_changes(case: &Case<'_>, before: &Life, life: &Life, findings: &mut Findings) {
-    for (token, _) in &before.after.store.closed {
+    for token in before.after.store.closed.keys() {
         let (Some(earlier), now) = (before.after.store.closed(token), life.after.store.closed(token)) else {
             continue;
         };

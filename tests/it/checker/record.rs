@@ -76,7 +76,7 @@ impl<'a> Cursor<'a> {
     fn signed(&mut self) -> i64 {
         let number = self.number();
         let half = (number / 2) as i64;
-        if number % 2 == 0 { half } else { -half - 1 }
+        if number.is_multiple_of(2) { half } else { -half - 1 }
     }
 
     fn state(&mut self) -> u8 {

@@ -63,11 +63,10 @@ impl Store {
         }
         let names = DB::list_cf(&options(), dir).unwrap();
         let db = DB::open_cf_for_read_only(&options(), dir, &names, false).unwrap();
-        let all = |name: &str| -> Vec<(Box<[u8]>, Box<[u8]>)> {
+        let all = |name: &str| {
             let family = db.cf_handle(name).unwrap();
-            db.iterator_cf(&family, IteratorMode::Start)
-                .collect::<Result<_, _>>()
-                .unwrap()
+            let entries = db.iterator_cf(&family, IteratorMode::Start);
+            entries.map(Result::unwrap).collect::<Vec<_>>()
         };
         let mut store = Self::default();
         let meta: BTreeMap<String, String> = if names.iter().any(|name| name == "meta") {

@@ -144,7 +144,7 @@ async fn handle(payload: Bytes, cx: Cx) -> Result<(), HandlerError> {
 /// Asks the file of effects, and for one in eight tokens says that it cannot tell.
 async fn probe(_: Bytes, cx: Cx) -> Result<Probe, HandlerError> {
     let world = Arc::clone(cx.state());
-    if cx.token().0[0] % 8 == 0 {
+    if cx.token().0[0].is_multiple_of(8) {
         world.write(&cx, "probe-unknown");
         return Ok(Probe::Unknown);
     }

@@ -15,7 +15,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
@@ -397,6 +397,7 @@ impl Drop for Run {
 
 /// What a run came to, in numbers.
 #[derive(Debug, Clone, Copy, Default)]
+#[expect(dead_code, reason = "printed as a whole")]
 pub(crate) struct Report {
     pub(crate) kills: usize,
     pub(crate) messages: usize,

@@ -28,15 +28,18 @@ const HELD: u8 = 0x19;
 /// One block of RocksDB's log: within it a batch lies in one piece.
 const BLOCK: usize = 32 << 10;
 
+/// A file's bytes, and after which call it was how long.
+type File = (Vec<u8>, Vec<(usize, usize)>);
+
 /// The write-ahead logs as they were written: their bytes, and when each was there and synced.
 struct Logs<'a> {
-    files: BTreeMap<&'a str, (Vec<u8>, Vec<(usize, usize)>)>,
+    files: BTreeMap<&'a str, File>,
     calls: &'a [Call],
 }
 
 impl<'a> Logs<'a> {
     fn read(calls: &'a [Call]) -> Result<Self, String> {
-        let mut files: BTreeMap<&str, (Vec<u8>, Vec<(usize, usize)>)> = BTreeMap::new();
+        let mut files: BTreeMap<&str, File> = BTreeMap::new();
         for call in calls {
             if call.target.ends_with(".log") && !call.bytes.is_empty() {
                 let (bytes, ends) = files.entry(&call.target).or_default();
