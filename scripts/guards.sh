@@ -41,7 +41,7 @@ run_clippy() { timeout "$limit" cargo clippy "${flags[@]}" --lib 2>&1; }
 # What a reader needs of the output, without names of folders and threads.
 relevant() {
     sed -e "s#$copy/##g" -e 's/ ([0-9]*) panicked at/ panicked at/' |
-        grep -vE '^(warning|   Compiling|    Checking|    Finished|     Running|note: |help: |error: test failed|To learn more|Caused by)|^ *(\||=|-->|[0-9]+ [-+|])|^$|\.\.\.$' |
+        grep -vE '^(warning| +Blocking|   Compiling|    Checking|    Finished|     Running|note: |help: |error: test failed|To learn more|Caused by)|^ *(\||=|-->|[0-9]+ [-+|])|^$|\.\.\.$' |
         grep -vE '^(running|---- |failures:|    [a-z_:]+$|test .* ok$|Some errors|For more)' | head -n 24 || true
 }
 

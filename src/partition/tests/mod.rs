@@ -81,21 +81,15 @@ impl Script {
 impl Callee for Script {
     type Message = i64;
 
-    fn decode(
-        self: Arc<Self>,
-        batch: Arc<Batch>,
-        index: usize,
-    ) -> impl Future<Output = Result<i64, DecodeError>> + Send + 'static {
-        async move {
-            let raw = batch.get(index).unwrap();
-            match raw.payload() {
-                Some(b"undecodable") => Err(DecodeError::malformed("undecodable")),
-                Some(b"decodes slowly") => {
-                    wait(Duration::from_millis(50)).await;
-                    Ok(raw.offset().0)
-                }
-                _ => Ok(raw.offset().0),
+    async fn decode(self: Arc<Self>, batch: Arc<Batch>, index: usize) -> Result<i64, DecodeError> {
+        let raw = batch.get(index).unwrap();
+        match raw.payload() {
+            Some(b"undecodable") => Err(DecodeError::malformed("undecodable")),
+            Some(b"decodes slowly") => {
+                wait(Duration::from_millis(50)).await;
+                Ok(raw.offset().0)
             }
+            _ => Ok(raw.offset().0),
         }
     }
 
@@ -115,14 +109,14 @@ impl Callee for Script {
         self.probe.is_some()
     }
 
-    fn probe(
+    async fn probe(
         self: Arc<Self>,
         message: i64,
         _: Arc<Batch>,
         _: usize,
         _: Call,
-    ) -> impl Future<Output = Result<Probe, HandlerError>> + Send + 'static {
-        async move { Ok(self.probe.as_ref().map_or(Probe::Unknown, |probe| probe(message))) }
+    ) -> Result<Probe, HandlerError> {
+        Ok(self.probe.as_ref().map_or(Probe::Unknown, |probe| probe(message)))
     }
 }
 
