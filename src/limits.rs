@@ -87,6 +87,11 @@ impl Budget {
         }
     }
 
+    /// Wakes whoever takes, because a partition has room again.
+    pub(crate) fn wake(&self) {
+        self.0.waker.wake();
+    }
+
     /// One message more is held, in whichever partition.
     pub(crate) fn hold(&self, bytes: usize) {
         self.0.held.fetch_add(1, Ordering::Relaxed);

@@ -302,7 +302,11 @@ impl Partition {
                     self.leave(why, known.map_err(|error| Stop::Error(Error::Store(error)))?);
                 }
                 Wake::Timer => {}
-                Wake::Batch(Some(batch)) => self.admit(batch),
+                Wake::Batch(Some(batch)) => {
+                    // There is room for another now, and whoever fetches may be waiting for it.
+                    self.wiring.budget.wake();
+                    self.admit(batch);
+                }
                 Wake::Batch(None) => self.drain(self.now, false),
             }
         }
