@@ -9,32 +9,29 @@ use tracing::field::Empty;
 use crate::handler::Call;
 use crate::message::Raw;
 
+/// A span of that name about one attempt at one message.
+macro_rules! span {
+    ($name:literal, $raw:expr, $call:expr) => {
+        tracing::info_span!(
+            $name,
+            topic = $raw.topic(),
+            partition = $raw.partition(),
+            offset = $raw.offset().0,
+            attempt = $call.attempt,
+            trace_id = Empty,
+            parent_id = Empty,
+        )
+    };
+}
+
 /// The span in which a handler runs. Costs one look at the subscriber where nobody wants it.
 pub(crate) fn attempt(raw: &Raw<'_>, call: &Call) -> Span {
-    let span = tracing::info_span!(
-        "hapax.attempt",
-        topic = raw.topic(),
-        partition = raw.partition(),
-        offset = raw.offset().0,
-        attempt = call.attempt,
-        trace_id = Empty,
-        parent_id = Empty,
-    );
-    with_parent(span, raw)
+    with_parent(span!("hapax.attempt", raw, call), raw)
 }
 
 /// The span in which a probe is asked; `attempt` is the one it is asked about.
 pub(crate) fn probe(raw: &Raw<'_>, call: &Call) -> Span {
-    let span = tracing::info_span!(
-        "hapax.probe",
-        topic = raw.topic(),
-        partition = raw.partition(),
-        offset = raw.offset().0,
-        attempt = call.attempt,
-        trace_id = Empty,
-        parent_id = Empty,
-    );
-    with_parent(span, raw)
+    with_parent(span!("hapax.probe", raw, call), raw)
 }
 
 fn with_parent(span: Span, raw: &Raw<'_>) -> Span {

@@ -107,8 +107,7 @@ fn fits(case: &Case<'_>, letter: &Message, message: &Message) -> Result<(), Stri
             spent && own().any(|line| failed.contains(&line.kind))
         }
         "crashed" => spent,
-        // Of two lives killed in a row the first may still be a member when the third is given its share.
-        "moved" => terms.moves || kills(case) > 1,
+        "moved" => terms.moves,
         _ => false,
     };
     if does_fit {
