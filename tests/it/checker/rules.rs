@@ -82,11 +82,15 @@ fn one_message_runs(case: &Case<'_>, token: &TokenOf, lines: &[&Line], findings:
 
 /// Attempts of one message are counted from 1 and across restarts, as far as the class counts them.
 fn attempts(case: &Case<'_>, lines: &[&Line], findings: &mut Findings) {
-    let guarded = case.evidence.terms.class.is_guarded() && !case.evidence.terms.cold;
+    let terms = &case.evidence.terms;
+    let guarded = terms.class.is_guarded() && !terms.cold;
+    // What has no record is counted within one assignment. A life has several where partitions go and come back: refused
+    // at its first attempt, a message that waits is left to the next assignment, which counts from 1 again.
+    let counts = |last: &Line, line: &Line| guarded || (last.life == line.life && !terms.moves);
     let mut last: Option<&Line> = None;
     for line in lines.iter().filter(|line| line.kind == Kind::Begin) {
         if let Some(last) = last.filter(|last| last.offset == line.offset)
-            && (guarded || last.life == line.life)
+            && counts(last, line)
             && last.attempt >= line.attempt
         {
             findings.add(Rule::Attempts, format!("{last}, and then {line}"));
