@@ -5,21 +5,6 @@
 set -euo pipefail
 
 top=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-wanted=$top/compose/requirements.txt
-# Named after what is in it: a changed pin gets a new one.
-pins=$(cksum <"$wanted" | cut -d ' ' -f 1)
-venv=${HAPAX_CACHE:-$HOME/.cache/hapax}/compose-$pins
-
-if [ ! -e "$venv/.complete" ]; then
-    if ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
-        echo "compose: python3 with venv is missing (scripts/setup.sh test)" >&2
-        exit 3
-    fi
-    echo "compose: installing the checker into $venv" >&2
-    rm -rf "$venv"
-    python3 -m venv "$venv" >&2
-    "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$wanted" >&2
-    touch "$venv/.complete"
-fi
+venv=$("$top/scripts/venv.sh" compose "$top/compose/requirements.txt")
 if [ $# -eq 0 ]; then set -- "$top/compose/compose.yaml"; fi
 exec "$venv/bin/check-jsonschema" --builtin-schema vendor.compose-spec "$@"

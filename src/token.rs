@@ -10,6 +10,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::config::TokenSource;
 use crate::message::Raw;
 
 /// A token's name in the window: 16 bytes of blake3 over topic, source and token.
@@ -67,18 +68,23 @@ impl Reader {
             Self::Code(name, _) => format!("code:{name}"),
         }
     }
+
+    /// The source as configuration names it.
+    pub(crate) fn source(&self) -> TokenSource {
+        match self {
+            Self::Header(name) => TokenSource::Header(name.clone()),
+            Self::Key => TokenSource::Key,
+            Self::Json(pointer) => TokenSource::Json(pointer.clone()),
+            Self::Offset => TokenSource::Offset,
+            Self::Code(name, _) => TokenSource::Code(name.clone()),
+        }
+    }
 }
 
 /// For people: as configuration names it.
 impl fmt::Display for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Header(name) => write!(f, "header `{name}`"),
-            Self::Key => f.write_str("the message key"),
-            Self::Json(pointer) => write!(f, "JSON `{pointer}`"),
-            Self::Offset => f.write_str("the message's position"),
-            Self::Code(name, _) => write!(f, "code `{name}`"),
-        }
+        self.source().fmt(f)
     }
 }
 

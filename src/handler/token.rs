@@ -57,13 +57,7 @@ impl Token {
 
     /// The source as configuration names it.
     pub(super) fn source(&self) -> TokenSource {
-        match &self.0 {
-            Reader::Header(name) => TokenSource::Header(name.clone()),
-            Reader::Key => TokenSource::Key,
-            Reader::Json(pointer) => TokenSource::Json(pointer.clone()),
-            Reader::Offset => TokenSource::Offset,
-            Reader::Code(name, _) => TokenSource::Code(name.clone()),
-        }
+        self.0.source()
     }
 }
 

@@ -56,10 +56,14 @@ impl Partition {
                 self.redelivered(id, &closed);
                 return;
             }
-            if self.claim(id, &keys).is_none() {
+            // `enter` gave it all of its keys where it met no record, and only its own end takes them away.
+            if !met_a_record || self.claim(id, &keys).is_none() {
                 self.meets_closed(id, &closed, hits.len());
                 return;
             }
+        } else if !met_a_record {
+            self.meets_nothing(id);
+            return;
         }
         // Whoever holds the token now is met after all.
         match self.claim(id, &keys) {

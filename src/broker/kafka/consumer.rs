@@ -239,7 +239,7 @@ impl PollThread {
             if room == 0 {
                 break;
             }
-            let Some(queue) = self.queues.get((self.next_queue + turn) % count) else {
+            let Some(queue) = self.queues.get_mut((self.next_queue + turn) % count) else {
                 continue;
             };
             if !self.assignments.has_room(queue.id) {

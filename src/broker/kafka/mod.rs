@@ -1,7 +1,7 @@
 //! Kafka, through rdkafka: the one folder that names the client library.
 //!
 //! `consumer.rs` is the poll thread; `rebalance.rs` is what it does when partitions come and go, `callbacks.rs` what it is
-//! told, `committer.rs` how it commits, `take.rs` how it takes messages, `signal.rs` what wakes it, `properties.rs` how it
+//! told, `committer.rs` how it commits, `take.rs` how it takes messages (with the one unsafe module, `raw.rs`), `signal.rs` what wakes it, `properties.rs` how it
 //! is set up. `producer.rs` sends dead letters, `admin.rs` asks about topics and the cluster, `demo.rs` has the broker
 //! inside `hapax demo`.
 
@@ -13,6 +13,7 @@ pub(crate) mod consumer;
 pub(crate) mod demo;
 pub(crate) mod producer;
 pub(crate) mod properties;
+mod raw;
 mod rebalance;
 pub(crate) mod signal;
 mod take;

@@ -44,6 +44,11 @@ pub(super) fn consumer_config(settings: &Settings, partitions: usize) -> ClientC
     if config.get("fetch.queue.backoff.ms").is_none() {
         config.set("fetch.queue.backoff.ms", "10");
     }
+    // While a broker waits to answer a fetch of partitions that have nothing new, the client asks it for no other: one
+    // whose prefetch was full and has been emptied stands still for up to this. The default is half a second.
+    if config.get("fetch.wait.max.ms").is_none() {
+        config.set("fetch.wait.max.ms", "50");
+    }
     let messages = (100_000 / partitions.max(1)).max(1_000);
     config.set("queued.min.messages", messages.to_string());
     config
@@ -91,6 +96,17 @@ mod tests {
         assert_eq!(kib(1), 8_192);
         assert_eq!(kib(64), 1_024);
         assert_eq!(kib(100_000), 64);
+    }
+
+    #[test]
+    fn the_waits_of_a_fetch_are_short_and_the_user_may_have_others() {
+        let wait = |kafka: &[(&str, &str)]| {
+            let config = consumer_config(&settings(kafka), 4);
+            ["fetch.queue.backoff.ms", "fetch.wait.max.ms"].map(|name| config.get(name).unwrap().to_owned())
+        };
+        assert_eq!(wait(&[]), ["10", "50"]);
+        let own = [("fetch.queue.backoff.ms", "7"), ("fetch.wait.max.ms", "500")];
+        assert_eq!(wait(&own), ["7", "500"]);
     }
 
     #[test]

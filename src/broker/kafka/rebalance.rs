@@ -15,6 +15,7 @@ use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 use super::callbacks::{Answered, Callbacks, Event};
 use super::consumer::PollThread;
 use super::properties::session;
+use super::raw::RawQueue;
 use super::take::Queue;
 use super::{ANSWER_MAX, unreachable};
 use crate::assignments::{Facts, Prepared};
@@ -92,13 +93,17 @@ impl PollThread {
                     };
                     let signal = Arc::clone(&self.signal);
                     queue.set_nonempty_callback(move || signal.raise());
+                    let Some(raw) = RawQueue::new(&self.consumer, &topic, partition) else {
+                        return Err(Error::Internal(format!("{topic}[{partition}] has no queue")));
+                    };
                     let start = KafkaOffset::Offset(prepared.start.next.0);
                     list.add_partition_offset(&topic, partition, start)
                         .map_err(fatal)?;
                     self.queues.push(Queue {
                         topic: topic.as_str().into(),
                         id,
-                        queue,
+                        _split: queue,
+                        raw,
                     });
                     let due = clock::now();
                     self.uncommitted.push(First { prepared, due });

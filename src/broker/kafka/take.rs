@@ -1,79 +1,90 @@
 //! Taking: what a partition's queue has, copied into one batch.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 
 use super::callbacks::Callbacks;
-use crate::message::{Batch, BatchBuilder, Header, Offset};
+use super::raw::{Message, RawQueue};
+use crate::message::{Batch, BatchBuilder};
 use crate::store::PartitionId;
 
 /// Messages of one batch at most: enough to share one look-up and one sync, few enough to stay in the cache.
 pub(super) const BATCH_MESSAGES_MAX: usize = 1_024;
 
-/// A batch ends here, or with the message that passes it.
+/// A batch ends about here: how many messages still fit is told from those it has.
 const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// Messages of a batch's first call, while nothing is known of their size.
+const FIRST_CALL: usize = 8;
 
 /// A partition that is fetched.
 pub(super) struct Queue {
     pub(super) topic: Arc<str>,
     pub(super) id: PartitionId,
-    pub(super) queue: PartitionQueue<Callbacks>,
+    /// Split from the consumer's queue for as long as this is held, and wakes the poll thread.
+    pub(super) _split: PartitionQueue<Callbacks>,
+    pub(super) raw: RawQueue,
 }
 
-/// A batch, if there was anything, and the error that ended it, if one did.
+/// A batch, if there was anything, and the first error among what was taken.
 pub(super) struct Taken {
     pub(super) batch: Option<Batch>,
     pub(super) error: Option<KafkaError>,
 }
 
 /// Copies what the queue has, up to a batch.
-pub(super) fn take(queue: &Queue, messages_max: usize) -> Taken {
+pub(super) fn take(queue: &mut Queue, messages_max: usize) -> Taken {
     let mut batch: Option<BatchBuilder> = None;
-    let error = loop {
-        if batch
+    let mut error = None;
+    loop {
+        let fit = batch
             .as_ref()
-            .is_some_and(|b| b.len() >= messages_max || b.bytes() >= BATCH_BYTES_MAX)
-        {
-            break None;
+            .map_or(FIRST_CALL, fitting)
+            .min(messages_max - batch.as_ref().map_or(0, BatchBuilder::len));
+        if fit == 0 {
+            break;
         }
-        match queue.queue.poll(Duration::ZERO) {
-            None => break None,
-            Some(Err(error)) => break Some(error),
-            Some(Ok(message)) => {
-                let batch = batch.get_or_insert_with(|| {
-                    BatchBuilder::new(
-                        Arc::clone(&queue.topic),
-                        message.partition(),
-                        messages_max.min(256),
-                        64 << 10,
-                    )
-                });
-                push(batch, &message);
+        let mut found = 0;
+        for message in queue.raw.take(fit) {
+            found += 1;
+            match message {
+                Ok(message) => {
+                    let batch = batch.get_or_insert_with(|| {
+                        BatchBuilder::new(
+                            Arc::clone(&queue.topic),
+                            message.partition(),
+                            messages_max.min(256),
+                            64 << 10,
+                        )
+                    });
+                    push(batch, &message);
+                }
+                // What was taken after it is no worse for it, and would be lost if it were left.
+                Err(failed) => error = error.or(Some(failed)),
             }
         }
-    };
+        if found < fit || error.is_some() {
+            break;
+        }
+    }
     let batch = batch.filter(|batch| !batch.is_empty()).map(BatchBuilder::finish);
     Taken { batch, error }
 }
 
-fn push(batch: &mut BatchBuilder, message: &BorrowedMessage<'_>) {
-    let headers = message
-        .headers()
-        .map(|headers| headers.iter())
-        .into_iter()
-        .flatten();
+/// How many more messages of the size of those that it has a batch has room for.
+fn fitting(batch: &BatchBuilder) -> usize {
+    let each = (batch.bytes() / batch.len().max(1)).max(1);
+    BATCH_BYTES_MAX.saturating_sub(batch.bytes()).div_ceil(each)
+}
+
+fn push(batch: &mut BatchBuilder, message: &Message<'_>) {
     batch.push(
-        Offset(message.offset()),
-        message.timestamp().to_millis(),
+        message.offset(),
+        message.timestamp_ms(),
         message.key(),
         message.payload(),
-        headers.map(|header| Header {
-            name: header.key,
-            value: header.value,
-        }),
+        message.headers(),
     );
 }
