@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use crate::fence::Gate;
 use crate::store::Changes;
 
+pub(crate) mod frame;
 pub mod local;
 
 /// One group of one partition, in the order of its number.
