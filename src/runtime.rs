@@ -296,7 +296,13 @@ fn open(settings: &Settings) -> Result<(Unclosed, usize), Error> {
             window_ms: clock::millis(policy.window),
         })
         .collect();
-    let store = RocksStore::open(&settings.state_dir, &settings.group, &specs, settings.memory.0)?;
+    let store = RocksStore::open(
+        &settings.state_dir,
+        &settings.group,
+        &specs,
+        settings.memory.0,
+        settings.durability,
+    )?;
     let claimed = claim(settings, &store);
     let store = Unclosed::new(store);
     claimed.map(|partitions| (store, partitions))
