@@ -5,9 +5,11 @@
 
 use crate::class::Class;
 use crate::config::{
-    AfterFailure, Cold, Concurrency, Durability, Expired, MissingToken, Mode, OnMismatch, Settings, Start,
-    TokenSource, TopicPolicy, show_duration, warnings,
+    AfterFailure, Cold, Concurrency, Expired, MissingToken, Mode, OnMismatch, Settings, Start, TokenSource,
+    TopicPolicy, show_duration,
 };
+
+mod failures;
 
 /// Bytes on disk of one token with a plain outcome; `bench bytes_per_key` measures it.
 const TOKEN_BYTES: u64 = 32;
@@ -20,7 +22,7 @@ pub fn explain(settings: &Settings) -> String {
     for (name, policy) in &settings.topics {
         topic(settings, name, policy, &mut page);
     }
-    failures(settings, &mut page);
+    failures::failures(settings, &mut page);
     page.text
 }
 
@@ -344,64 +346,6 @@ fn weakenings(settings: &Settings, policy: &TopicPolicy) -> Vec<(&'static str, S
         "one wrong stamp may end the window",
     );
     found
-}
-
-fn failures(settings: &Settings, page: &mut Page) {
-    let Durability::Local = settings.durability;
-    let cold = match settings.cold {
-        Cold::Refuse => {
-            "guarded topics are not served there until the user says cold = \"run\", and /readyz says no"
-        }
-        Cold::Run => "served all the same (cold = \"run\"): what the lost window knew runs again",
-    };
-    page.title("what a failure costs with durability \"local\"");
-    page.row(
-        "process killed",
-        "nothing that was recorded: states are synced before an offset is committed. What ran is in doubt, as \
-         above",
-    );
-    page.row(
-        "machine or power lost",
-        "the same, as far as the disk keeps what it acknowledged as synced",
-    );
-    page.row(
-        "disk lost",
-        &format!("the windows and what was held; every partition is cold: {cold}"),
-    );
-    page.row(
-        "partition moves",
-        &format!(
-            "the other process does not know the window, so it is cold there: {cold}. What was held below the \
-             committed offset is dead-lettered, reason `moved`"
-        ),
-    );
-    page.row(
-        "partition comes back",
-        "where another process committed meanwhile the store has a gap, and that is cold as well",
-    );
-    page.row(
-        "broker loses messages",
-        "those messages; hapax cannot bring back what the log does not have",
-    );
-    page.row(
-        "committed offset vanishes",
-        "nothing while the store knows its own position; otherwise the partition stops and asks",
-    );
-    page.row(
-        "process frozen",
-        "beyond the session timeout it counts as lost: it commits nothing, and another member may run what it \
-         ran",
-    );
-    let warnings = warnings(settings);
-    if !warnings.is_empty() {
-        page.title("to look at");
-    }
-    for warning in warnings {
-        page.row(
-            &warning.key,
-            &format!("{}: {}; {}", warning.value, warning.why, warning.fix),
-        );
-    }
 }
 
 /// A rough size: three figures are more than the estimate deserves.

@@ -129,6 +129,9 @@ pub enum Durability {
     /// On the local disk, synced before the offset is committed. Survives the process, not the disk; a partition
     /// that moves to another process starts cold there.
     Local,
+    /// In Kafka: states, dead letters and offsets in one transaction on a changelog topic. Survives the disk too, and a
+    /// partition that moves to another process finds its state there. The local disk is a copy of it.
+    Replicated,
 }
 
 /// What a guarded class does on a cold window (Inv 8).
@@ -162,7 +165,7 @@ pub enum Deleted {
 }
 
 words! {
-    Durability { Local = "local" }
+    Durability { Local = "local", Replicated = "replicated" }
     Cold { Refuse = "refuse", Run = "run" }
     Start { Earliest = "earliest", Latest = "latest" }
     Deleted { Refuse = "refuse", Skip = "skip" }
