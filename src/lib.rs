@@ -122,6 +122,8 @@ pub mod outcome;
 mod partition;
 mod pulse;
 pub mod record;
+#[cfg_attr(not(feature = "kafka"), expect(dead_code, reason = "driven by the restorer"))]
+mod recovery;
 #[cfg(all(feature = "rocks", feature = "kafka"))]
 mod runtime;
 pub mod store;

@@ -10,6 +10,10 @@ use crate::message::{Kept, Offset};
 use crate::outcome::{Closed, End, Fingerprint, HeldFor, Open, Reason, Stage, Stored, Verdict};
 use crate::token::TokenKey;
 
+use wire::{Reader, put_varint, unzigzag, zigzag};
+
+pub(crate) mod wire;
+
 /// The format version that this code writes.
 pub const VERSION: u8 = 1;
 
@@ -58,22 +62,6 @@ mod tag {
     pub(super) const HEADERS: u8 = 14;
     pub(super) const END: u8 = 15;
     pub(super) const ERROR: u8 = 16;
-}
-
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-const fn zigzag(value: i64) -> u64 {
-    ((value << 1) ^ (value >> 63)) as u64
-}
-
-const fn unzigzag(value: u64) -> i64 {
-    (value >> 1) as i64 ^ -((value & 1) as i64)
 }
 
 fn put_field(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
@@ -147,7 +135,7 @@ pub fn encode_closed(closed: &Closed, bucket_ms: i64, out: &mut Vec<u8>) {
 /// # Errors
 /// [`Error`] where the bytes are not a record of this version.
 pub fn decode_closed(bytes: &[u8], bucket_ms: i64) -> Result<Closed, Error> {
-    let mut reader = Reader { rest: bytes };
+    let mut reader = Reader::new(bytes);
     let state = reader.state()?;
     let offset = Offset(unzigzag(reader.varint()?));
     let first_seen_ms = unzigzag(reader.varint()?).wrapping_add(bucket_ms);
@@ -228,7 +216,7 @@ pub fn encode_open(open: &Open, out: &mut Vec<u8>) {
 /// # Errors
 /// [`Error`] where the bytes are not a record of this version.
 pub fn decode_open(bytes: &[u8]) -> Result<Open, Error> {
-    let mut reader = Reader { rest: bytes };
+    let mut reader = Reader::new(bytes);
     let state = reader.state()?;
     let offset = Offset(unzigzag(reader.varint()?));
     let first_seen_ms = unzigzag(reader.varint()?);
@@ -298,17 +286,7 @@ fn put_message(out: &mut Vec<u8>, message: &Kept) {
     put_field(out, tag::HEADERS, &headers);
 }
 
-struct Reader<'a> {
-    rest: &'a [u8],
-}
-
 impl<'a> Reader<'a> {
-    fn byte(&mut self) -> Result<u8, Error> {
-        let (byte, rest) = self.rest.split_first().ok_or(Error::Short)?;
-        self.rest = rest;
-        Ok(*byte)
-    }
-
     fn state(&mut self) -> Result<u8, Error> {
         let byte = self.byte()?;
         match byte >> 4 {
@@ -318,36 +296,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn varint(&mut self) -> Result<u64, Error> {
-        let mut value = 0u64;
-        for shift in (0..70).step_by(7) {
-            let byte = self.byte()?;
-            let bits = u64::from(byte & 0x7f);
-            if shift == 63 && bits > 1 {
-                return Err(Error::Malformed("number past 64 bits"));
-            }
-            value |= bits << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(Error::Malformed("number past 64 bits"))
-    }
-
-    fn u32(&mut self) -> Result<u32, Error> {
-        u32::try_from(self.varint()?).map_err(|_| Error::Malformed("number past 32 bits"))
-    }
-
-    fn take(&mut self, len: u64) -> Result<&'a [u8], Error> {
-        let len = usize::try_from(len).map_err(|_| Error::Short)?;
-        let (bytes, rest) = self.rest.split_at_checked(len).ok_or(Error::Short)?;
-        self.rest = rest;
-        Ok(bytes)
-    }
-
     fn fields(&mut self) -> Result<Fields<'a>, Error> {
         let mut fields = Vec::new();
-        while !self.rest.is_empty() {
+        while !self.is_at_end() {
             let tag = self.byte()?;
             let len = self.varint()?;
             fields.push((tag, self.take(len)?));
@@ -426,11 +377,9 @@ impl<'a> Fields<'a> {
     }
 
     fn message(&self) -> Result<Kept, Error> {
-        let mut reader = Reader {
-            rest: self.get(tag::HEADERS).ok_or(Error::Malformed("no message"))?,
-        };
+        let mut reader = Reader::new(self.get(tag::HEADERS).ok_or(Error::Malformed("no message"))?);
         let mut headers = Vec::new();
-        while !reader.rest.is_empty() {
+        while !reader.is_at_end() {
             let len = reader.varint()?;
             let name = std::str::from_utf8(reader.take(len)?)
                 .map_err(|_| Error::Malformed("header name"))?

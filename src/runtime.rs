@@ -17,15 +17,21 @@ use crate::broker::Letters;
 use crate::broker::cluster::{Changelog, Cluster, Fit};
 use crate::broker::kafka;
 use crate::broker::kafka::consumer::PollThread;
+use crate::broker::kafka::member::Member;
 use crate::broker::kafka::producer::Producer;
 use crate::broker::kafka::properties::session_max;
+use crate::broker::kafka::replication::Replication;
+use crate::broker::kafka::restorer::{self, Restorer};
 use crate::broker::kafka::signal::Signal;
+use crate::broker::kafka::transactions::{self, KafkaTransactions, Names};
 use crate::clock::{self, Clock};
 use crate::commits::Commits;
 use crate::config::{Durability, Settings};
 use crate::error::Error;
 use crate::journal::Journal;
+use crate::journal::frame::Owner;
 use crate::journal::local::Local;
+use crate::journal::replicated::{self, Replicated};
 use crate::limits::{Budget, Waker};
 use crate::metrics::TopicMeters;
 use crate::partition::Wiring;
@@ -147,7 +153,7 @@ impl Drop for Running {
 struct Ending {
     poll: thread::JoinHandle<()>,
     sweeper: Sweeper,
-    journal: thread::JoinHandle<()>,
+    journal: JournalThread,
     lookups: thread::JoinHandle<()>,
     store: Unclosed,
 }
@@ -157,8 +163,24 @@ impl Ending {
     fn end(self) -> Result<(), crate::store::Error> {
         let _ = self.poll.join();
         drop(self.sweeper);
-        let _ = (self.journal.join(), self.lookups.join());
+        self.journal.join();
+        let _ = self.lookups.join();
         self.store.close()
+    }
+}
+
+/// The threads of the journal, of either mode.
+enum JournalThread {
+    Local(thread::JoinHandle<()>),
+    Replicated(replicated::Threads),
+}
+
+impl JournalThread {
+    fn join(self) {
+        match self {
+            Self::Local(thread) => drop(thread.join()),
+            Self::Replicated(threads) => threads.join(),
+        }
     }
 }
 
@@ -214,16 +236,25 @@ fn start(
         reported_cold,
         failures,
     } = poll;
-    if settings.durability == Durability::Replicated {
-        return Err(Error::Internal("the replicated journal is not there yet".into()));
-    }
     let no_thread = |what| move |source| Error::Thread { what, source };
     let signal = Arc::new(Signal::default());
     let broken = failures.clone();
-    let (journal, journal_thread) = Local::start(Arc::clone(&store), move |why| {
+    let broken = move |why| {
         let _ = broken.send(Error::Journal(why));
-    })
-    .map_err(no_thread("the journal"))?;
+    };
+    let (journal, journal_thread, replication) = match settings.durability {
+        Durability::Local => {
+            let started = Local::start(Arc::clone(&store), broken);
+            let (journal, thread) = started.map_err(no_thread("the journal"))?;
+            let journal: Arc<dyn Journal> = Arc::new(journal);
+            (journal, JournalThread::Local(thread), None)
+        }
+        Durability::Replicated => {
+            let (journal, threads, replication) = replicate(settings, &store, &signal, broken)?;
+            let journal: Arc<dyn Journal> = Arc::new(journal);
+            (journal, JournalThread::Replicated(threads), Some(replication))
+        }
+    };
     let (lookups, lookups_thread) = Lookups::start(Arc::clone(&store)).map_err(no_thread("look-ups"))?;
     let letters: Arc<dyn Letters> = Arc::new(Producer::new(settings)?);
     let wake = Arc::clone(&signal);
@@ -233,7 +264,7 @@ fn start(
     let common = Common {
         settings: Arc::clone(settings),
         lookups,
-        journal: Arc::new(journal),
+        journal,
         letters,
         commits: commits.clone(),
         budget: budget.clone(),
@@ -261,6 +292,7 @@ fn start(
         cold: settings.cold,
         start: settings.start,
         deleted: settings.deleted,
+        durability: settings.durability,
         runtime: Handle::current(),
         failures,
     };
@@ -269,8 +301,16 @@ fn start(
         let (settings, signal) = (Arc::clone(settings), Arc::clone(&signal));
         thread::Builder::new().name("hapax-poll".into()).spawn(move || {
             let assignments = Assignments::new(parts);
-            let outcome = PollThread::new(settings, partitions, assignments, signal, pulse, reported_cold)
-                .and_then(PollThread::run);
+            let outcome = PollThread::new(
+                settings,
+                partitions,
+                assignments,
+                signal,
+                pulse,
+                reported_cold,
+                replication,
+            )
+            .and_then(PollThread::run);
             // Nobody listens any more where the future was dropped.
             let _ = done.send(outcome);
         })
@@ -289,6 +329,69 @@ fn start(
     Ok((running, polled))
 }
 
+/// The journal of the replicated mode, and what the poll thread needs for it.
+fn replicate(
+    settings: &Arc<Settings>,
+    store: &Arc<dyn Store>,
+    signal: &Arc<Signal>,
+    broken: impl Fn(String) + Send + Sync + 'static,
+) -> Result<(Replicated, replicated::Threads, Replication), Error> {
+    let no_thread = |what| move |source| Error::Thread { what, source };
+    let mut topics = BTreeMap::new();
+    let mut owners = BTreeMap::new();
+    for input in settings.topics.keys() {
+        let id = store.topic(input)?;
+        let changelog = settings.changelog_of(input);
+        owners.insert(id, Owner::of(&settings.group, input));
+        topics.insert(
+            id,
+            Names {
+                input: input.clone(),
+                changelog,
+            },
+        );
+    }
+    let member = Member::default();
+    let timeout = settings.transaction_timeout();
+    let transactions = KafkaTransactions::start(transactions::Parts {
+        settings: Arc::clone(settings),
+        store_id: store.identity().store_id,
+        topics: topics.clone(),
+        member: member.clone(),
+        timeout,
+    })?;
+    let rules = replicated::Rules {
+        owners,
+        frame_bytes_max: FRAME_BYTES_MAX,
+        give_up: 4 * timeout,
+        // A turn is at most: renewing, finding, writing and aborting.
+        call_max: 6 * timeout,
+        clock: Clock::system(),
+    };
+    let (journal, threads) = Replicated::start(transactions, Arc::clone(store), rules, broken)
+        .map_err(no_thread("the journal"))?;
+    let (tell, restored) = std::sync::mpsc::channel();
+    let wake = Arc::clone(signal);
+    let restorer = Restorer::start(
+        restorer::Parts {
+            settings: Arc::clone(settings),
+            store: Arc::clone(store),
+            journal: journal.clone(),
+            topics,
+        },
+        move |one| {
+            // Nobody listens any more where the consumer has stopped.
+            let _ = tell.send(one);
+            wake.raise();
+        },
+    )
+    .map_err(no_thread("restoring"))?;
+    Ok((journal, threads, Replication::new(member, restorer, restored)))
+}
+
+/// Frames stay well below what a topic takes by default, 1 MiB.
+const FRAME_BYTES_MAX: usize = 512 << 10;
+
 /// The store, and how many partitions the topics have in all.
 fn open(settings: &Settings) -> Result<(Unclosed, usize), Error> {
     let specs: Vec<_> = settings
@@ -299,7 +402,13 @@ fn open(settings: &Settings) -> Result<(Unclosed, usize), Error> {
             window_ms: clock::millis(policy.window),
         })
         .collect();
-    let store = RocksStore::open(&settings.state_dir, &settings.group, &specs, settings.memory.0)?;
+    let store = RocksStore::open(
+        &settings.state_dir,
+        &settings.group,
+        &specs,
+        settings.memory.0,
+        settings.durability,
+    )?;
     let claimed = claim(settings, &store);
     let store = Unclosed::new(store);
     claimed.map(|partitions| (store, partitions))
@@ -417,6 +526,7 @@ impl Common {
             limits: settings.limits.clone(),
             max_clock_jump: settings.max_clock_jump,
             commit_every: settings.commit_every,
+            durability: settings.durability,
             extractor: Extractor::new(name, handled.readers, settings.limits.token_bytes.0 as usize),
             factory: handled.factory,
             lookups: self.lookups.clone(),

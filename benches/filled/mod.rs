@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use hapax::config::Durability;
 use hapax::message::{NextOffset, Offset};
 use hapax::outcome::{Closed, End, Stored};
 use hapax::store::rocks::RocksStore;
@@ -28,7 +29,7 @@ pub(crate) fn open(dir: &Path) -> Result<RocksStore, Error> {
         name: TOPIC.to_owned(),
         window_ms: WINDOW_MS,
     };
-    RocksStore::open(dir, "bench", &[topic], MEMORY_BYTES)
+    RocksStore::open(dir, "bench", &[topic], MEMORY_BYTES, Durability::Local)
 }
 
 /// One partition of the topic.

@@ -242,6 +242,16 @@ pub enum Error {
         /// The offset after the last.
         high: i64,
     },
+    /// A changelog cannot be read. Nothing is served without it: the consumer stops. See the reason.
+    #[error("changelog {topic}[{partition}] cannot be read: {why}")]
+    ChangelogRead {
+        /// The changelog.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// What is wrong.
+        why: String,
+    },
     /// The client failed for good. hapax stopped with everything recorded; start it again.
     #[error("kafka client failed: {0}")]
     Fatal(String),

@@ -148,8 +148,8 @@ pub enum Durability {
     /// On the local disk, synced before the offset is committed. Survives the process, not the disk; a partition
     /// that moves to another process starts cold there.
     Local,
-    /// In Kafka: states, dead letters and offsets are committed in one transaction. Survives process, disk and move;
-    /// the local disk is a copy.
+    /// In Kafka: states, dead letters and offsets in one transaction on a changelog topic. Survives the disk too, and a
+    /// partition that moves to another process finds its state there. The local disk is a copy of it.
     Replicated,
 }
 

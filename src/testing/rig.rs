@@ -18,7 +18,7 @@ use crate::attempt::Factory;
 use crate::broker::{CommitMark, Committed};
 use crate::clock::Clock;
 use crate::commits::{Commits, Due};
-use crate::config::{Cold, Limits, Start, TopicPolicy};
+use crate::config::{Cold, Durability, Limits, Start, TopicPolicy};
 use crate::error::Error;
 use crate::journal::{Failure, Journal, Submission};
 use crate::limits::{Budget, Waker};
@@ -197,6 +197,7 @@ impl Rig {
             limits: self.limits.clone(),
             max_clock_jump: self.max_clock_jump,
             commit_every: self.commit_every,
+            durability: Durability::Local,
             extractor: self.extractor(),
             factory: Arc::clone(&self.factory),
             clock: self.clock.clone(),
@@ -225,6 +226,7 @@ impl Rig {
             cold: self.cold,
             start: Start::Earliest,
             deleted: crate::config::Deleted::Refuse,
+            durability: Durability::Local,
             runtime: Handle::current(),
             failures,
         };

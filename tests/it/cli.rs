@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use hapax::Bytes;
+use hapax::config::Durability;
 use hapax::message::{Kept, NextOffset, Offset};
 use hapax::outcome::{HeldFor, Open, Stage, Verdict};
 use hapax::store::rocks::RocksStore;
@@ -117,7 +118,7 @@ fn specs() -> [TopicSpec; 2] {
 }
 
 fn start(dir: &Path) -> RocksStore {
-    RocksStore::open(dir, "billing", &specs(), 32 << 20).unwrap()
+    RocksStore::open(dir, "billing", &specs(), 32 << 20, Durability::Local).unwrap()
 }
 
 fn partition(store: &RocksStore, topic: &str, partition: i32) -> PartitionId {
@@ -465,7 +466,14 @@ fn check_without_a_broker_still_looks_at_the_rest() {
         ORDERS,
         "cold = \"run\"\nlimits.in_flight = 15",
     );
-    let store = RocksStore::open(&dir.path().join("state"), "other", &specs(), 32 << 20).unwrap();
+    let store = RocksStore::open(
+        &dir.path().join("state"),
+        "other",
+        &specs(),
+        32 << 20,
+        Durability::Local,
+    )
+    .unwrap();
     let said = hapax(&["check", "--config", &file]);
     said.ended(1)
         .says("fail  broker: no answer from brokers \"127.0.0.1:1\"")

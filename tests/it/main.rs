@@ -31,5 +31,6 @@ mod resolved;
 mod several_topics;
 mod smoke;
 mod start;
+mod store;
 mod sync_order;
 mod traces;

@@ -1,17 +1,17 @@
-//! The store: the claims of the conformance suite on both stores, the model test, and whatever a disk can hold that
-//! is not to be opened.
+//! The store: the claims of the conformance suite on both stores, and the model test.
 //!
-//! The oracle is the memory store. Damage is done to the files themselves, between two opens.
+//! The oracle is the memory store.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use hapax::config::Durability;
 use hapax::fence::Fence;
 use hapax::message::{NextOffset, Offset};
 use hapax::outcome::{Closed, End, Open, Reason, Stage, Stored};
 use hapax::store::conformance::{self, Medium};
-use hapax::store::memory::{Fault, MemoryStore};
-use hapax::store::rocks::{Health, RocksStore};
-use hapax::store::{AuditEntry, Changes, Error, Hit, PartitionId, Position, Store, TopicId, TopicSpec};
+use hapax::store::memory::MemoryStore;
+use hapax::store::rocks::RocksStore;
+use hapax::store::{Changes, Error, Hit, PartitionId, Position, Store, TopicId, TopicSpec};
 use hapax::token::TokenKey;
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -34,30 +34,19 @@ impl Medium for Memory {
     }
 }
 
-struct Disk(TempDir);
+struct Disk(TempDir, Durability);
 
 impl Disk {
     fn new() -> Self {
-        Self(TempDir::new().unwrap())
+        Self(TempDir::new().unwrap(), Durability::Local)
+    }
+
+    fn replicated() -> Self {
+        Self(TempDir::new().unwrap(), Durability::Replicated)
     }
 
     fn dir(&self) -> &Path {
         self.0.path()
-    }
-
-    fn open(&self) -> Result<RocksStore, Error> {
-        RocksStore::open(self.dir(), "billing", &[spec("orders", 400)], MEMORY)
-    }
-
-    /// The files whose name ends so, oldest first.
-    fn files(&self, suffix: &str) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(self.dir()).unwrap();
-        let mut files: Vec<PathBuf> = entries
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.to_str().unwrap().ends_with(suffix))
-            .collect();
-        files.sort();
-        files
     }
 }
 
@@ -65,7 +54,7 @@ impl Medium for Disk {
     type Store = RocksStore;
 
     fn start(&mut self, group: &str, topics: &[TopicSpec]) -> Result<RocksStore, Error> {
-        RocksStore::open(self.dir(), group, topics, MEMORY)
+        RocksStore::open(self.dir(), group, topics, MEMORY, self.1)
     }
 }
 
@@ -75,11 +64,6 @@ fn spec(name: &str, window_ms: i64) -> TopicSpec {
         window_ms,
     }
 }
-
-const ORDERS_0: PartitionId = PartitionId {
-    topic: TopicId(0),
-    partition: 0,
-};
 
 fn key(number: u64) -> TokenKey {
     let mut key = [0; 16];
@@ -98,22 +82,6 @@ fn done(offset: i64, first_seen_ms: i64) -> Closed {
     }
 }
 
-/// Closes those tokens in one group, in the bucket 1000..1100.
-fn close(store: &dyn Store, numbers: std::ops::Range<u64>) -> Result<(), Error> {
-    let closed = numbers.map(|number| (key(number), done(number as i64, 1_000)));
-    store.apply(&[Changes {
-        closed: closed.collect(),
-        ..Changes::new(ORDERS_0)
-    }])
-}
-
-fn found(store: &dyn Store, numbers: std::ops::Range<u64>) -> Result<usize, Error> {
-    let keys: Vec<TokenKey> = numbers.map(key).collect();
-    let mut hits = Vec::new();
-    store.look_up(ORDERS_0, 0, &keys, &mut hits)?;
-    Ok(hits.len())
-}
-
 #[test]
 fn the_memory_store_keeps_every_claim() {
     conformance::every_claim(Memory::default);
@@ -122,6 +90,11 @@ fn the_memory_store_keeps_every_claim() {
 #[test]
 fn the_store_on_disk_keeps_every_claim() {
     conformance::every_claim(Disk::new);
+}
+
+#[test]
+fn the_store_of_a_replicated_consumer_keeps_every_claim() {
+    conformance::every_claim(Disk::replicated);
 }
 
 // ---- The model test.

@@ -20,6 +20,7 @@ use super::callbacks::{Answered, Callbacks};
 use super::committer::{Committer, Order};
 use super::properties::consumer_config;
 use super::rebalance::{First, Strays};
+use super::replication::Replication;
 use super::signal::Signal;
 use super::take::{BATCH_MESSAGES_MAX, Queue, Taken, take};
 use crate::assignments::Assignments;
@@ -29,6 +30,7 @@ use crate::commits::Due;
 use crate::config::Settings;
 use crate::error::Error;
 use crate::pulse::Pulse;
+use crate::store::PartitionId;
 
 /// How long the thread rests where nothing wakes it: bounds how late the main queue is served.
 const REST: Duration = Duration::from_millis(10);
@@ -48,8 +50,11 @@ pub(crate) struct PollThread {
     pub(super) queues: Vec<Queue>,
     next_queue: usize,
     pub(super) uncommitted: Vec<First>,
-    /// Assigned by the group and not served, because what they need is not there.
+    /// Assigned by the group and not to the client, because what they need is not there.
     pub(super) refused: Vec<(String, i32)>,
+    /// Assigned to the client too, and refused once their changelog was read.
+    pub(super) unserved: Vec<PartitionId>,
+    pub(super) replication: Option<Replication>,
     pub(super) strays: Strays,
     pub(super) reported_cold: tokio::sync::watch::Sender<usize>,
 }
@@ -66,6 +71,7 @@ impl PollThread {
         signal: Arc<Signal>,
         pulse: Pulse,
         reported_cold: tokio::sync::watch::Sender<usize>,
+        replication: Option<Replication>,
     ) -> Result<Self, Error> {
         let (answer, answers) = mpsc::channel();
         let answered = Arc::clone(&signal);
@@ -94,6 +100,8 @@ impl PollThread {
             next_queue: 0,
             uncommitted: Vec::new(),
             refused: Vec::new(),
+            unserved: Vec::new(),
+            replication,
             strays: Strays::Unknown,
             reported_cold,
         })
@@ -119,6 +127,7 @@ impl PollThread {
                 self.apply(event)?;
             }
             self.commit_first();
+            self.serve_restored()?;
             self.move_strays()?;
             self.commit_due();
             if self.take_all()? == 0 {
@@ -166,6 +175,11 @@ impl PollThread {
         self.assignments.end(&ids);
         self.queues.clear();
         self.uncommitted.clear();
+        self.unserved.clear();
+        if let Some(replication) = &mut self.replication {
+            replication.go_all();
+            replication.member.leave();
+        }
     }
 
     /// Serves callbacks. Messages do not come this way: their queues were split off before they were assigned.
@@ -271,6 +285,9 @@ impl PollThread {
     /// closes, so every other one goes first; a commit that is still waited for has one.
     fn close(mut self) -> Result<(), Error> {
         self.queues.clear();
+        if let Some(replication) = self.replication.take() {
+            replication.member.leave();
+        }
         self.apply_at_close();
         let Self {
             consumer, committer, ..

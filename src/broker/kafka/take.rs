@@ -25,7 +25,7 @@ pub(super) struct Queue {
     pub(super) id: PartitionId,
     /// Split from the consumer's queue for as long as this is held, and wakes the poll thread.
     pub(super) _split: PartitionQueue<Callbacks>,
-    pub(super) raw: RawQueue,
+    pub(super) raw: RawQueue<Callbacks>,
 }
 
 /// A batch, if there was anything, and the first error among what was taken.
@@ -62,7 +62,7 @@ pub(super) fn take(queue: &mut Queue, messages_max: usize) -> Taken {
                     push(batch, &message);
                 }
                 // What was taken after it is no worse for it, and would be lost if it were left.
-                Err(failed) => error = error.or(Some(failed)),
+                Err(failed) => error = error.or(Some(failed.error)),
             }
         }
         if found < fit || error.is_some() {

@@ -132,6 +132,7 @@ impl Journalled {
             acks: Arc::clone(&self.acks),
             number: self.next,
             changes,
+            letters: Vec::new(),
         });
         self.next += 1;
     }
