@@ -3,13 +3,13 @@
 //! Settings in, text out. The decision rows are those of `docs/design.md`, "States, classes, verdicts", narrowed to
 //! the class and policies of each topic; whoever changes the table there changes it here.
 
+mod failures;
+
 use crate::class::Class;
 use crate::config::{
-    AfterFailure, Cold, Concurrency, Expired, MissingToken, Mode, OnMismatch, Settings, Start, TokenSource,
-    TopicPolicy, show_duration,
+    AfterFailure, Cold, Concurrency, Durability, Expired, MissingToken, Mode, OnMismatch, Settings, Start,
+    TokenSource, TopicPolicy, show_duration, warnings,
 };
-
-mod failures;
 
 /// Bytes on disk of one token with a plain outcome; `bench bytes_per_key` measures it.
 const TOKEN_BYTES: u64 = 32;
@@ -23,6 +23,7 @@ pub fn explain(settings: &Settings) -> String {
         topic(settings, name, policy, &mut page);
     }
     failures::failures(settings, &mut page);
+    to_look_at(settings, &mut page);
     page.text
 }
 
@@ -98,6 +99,15 @@ fn process(settings: &Settings, page: &mut Page) {
         "at a rebalance or shutdown",
         &format!("{} to finish what is in flight", show_duration(settings.drain)),
     );
+    if settings.durability == Durability::Replicated {
+        page.row(
+            "a transaction",
+            &format!(
+                "of states, dead letters and offsets: the broker ends it after {}",
+                show_duration(settings.transaction_timeout())
+            ),
+        );
+    }
     let limits = &settings.limits;
     page.row(
         "in flight",
@@ -133,7 +143,7 @@ fn topic(settings: &Settings, name: &str, policy: &TopicPolicy, page: &mut Page)
         "disk: rate x {} x {TOKEN_BYTES} B, and up to a quarter more until the oldest part is dropped",
         show_duration(policy.window)
     ));
-    disk(policy, page);
+    disk(settings, policy, page);
     page.heading("one kill");
     doubt(policy, page);
     let weakenings = weakenings(settings, policy);
@@ -197,6 +207,9 @@ fn policy_rows(settings: &Settings, name: &str, policy: &TopicPolicy, page: &mut
         },
     );
     page.row("dead letters", &settings.dead_letter.topic_of(name));
+    if settings.durability == Durability::Replicated {
+        page.row("changelog", &settings.changelog_of(name));
+    }
 }
 
 fn mismatch(policy: &TopicPolicy) -> String {
@@ -264,7 +277,7 @@ fn endings(settings: &Settings, name: &str, policy: &TopicPolicy, page: &mut Pag
     page.row("reject, or retries spent", &failed);
 }
 
-fn disk(policy: &TopicPolicy, page: &mut Page) {
+fn disk(settings: &Settings, policy: &TopicPolicy, page: &mut Page) {
     for rate in [100, 1_000, 10_000] {
         let bytes = u128::from(TOKEN_BYTES) * rate * u128::from(policy.window.as_secs());
         page.row(&format!("{rate} messages/s"), &size(bytes));
@@ -278,6 +291,12 @@ fn disk(policy: &TopicPolicy, page: &mut Page) {
     }
     if policy.store_outcome {
         page.row("replies", "come on top, where the handler returns some");
+    }
+    if settings.durability == Durability::Replicated {
+        page.row(
+            "the changelog",
+            "takes disk at the brokers besides, times its replicas, and is trimmed as the window moves on",
+        );
     }
 }
 
@@ -328,7 +347,12 @@ fn weakenings(settings: &Settings, policy: &TopicPolicy) -> Vec<(&'static str, S
     when(
         policy.class.is_guarded() && settings.cold == Cold::Run,
         "cold = run",
-        "after a lost disk, or on another process, what the window knew runs again",
+        match settings.durability {
+            Durability::Local => "after a lost disk, or on another process, what the window knew runs again",
+            Durability::Replicated => {
+                "where a group comes without a changelog, or has lost it, what ran before runs again"
+            }
+        },
     );
     when(
         policy.begun_ahead > 0 && policy.class.is_guarded(),
@@ -346,6 +370,20 @@ fn weakenings(settings: &Settings, policy: &TopicPolicy) -> Vec<(&'static str, S
         "one wrong stamp may end the window",
     );
     found
+}
+
+/// What is allowed and probably not meant.
+fn to_look_at(settings: &Settings, page: &mut Page) {
+    let warnings = warnings(settings);
+    if !warnings.is_empty() {
+        page.title("to look at");
+    }
+    for warning in warnings {
+        page.row(
+            &warning.key,
+            &format!("{}: {}; {}", warning.value, warning.why, warning.fix),
+        );
+    }
 }
 
 /// A rough size: three figures are more than the estimate deserves.
@@ -377,7 +415,7 @@ mod tests {
             .map_or(rest, |end| &rest[..end])
     }
 
-    fn row<'t>(text: &'t str, label: &str) -> &'t str {
+    pub(super) fn row<'t>(text: &'t str, label: &str) -> &'t str {
         let line = text
             .lines()
             .find_map(|line| line.trim_start().strip_prefix(label)?.strip_prefix("  "));
@@ -493,6 +531,21 @@ mod tests {
         for (lines, label) in choices {
             assert_eq!(weakened(lines), [label], "{lines}");
         }
+    }
+
+    #[test]
+    fn the_replicated_mode_names_its_changelogs_and_its_transactions() {
+        let text = |lines: &str| explain(&settle(&format!("durability = \"replicated\"\n{lines}")).unwrap());
+        assert_eq!(row(&text(""), "changelog"), "g.orders.hapax");
+        for (drain, timeout) in [("10s", "after 15s"), ("20s", "after 25s")] {
+            let text = text(&format!("drain = \"{drain}\""));
+            assert!(row(&text, "a transaction").ends_with(timeout), "{text}");
+        }
+        let local = explain(&settle("").unwrap());
+        assert!(
+            !local.contains("g.orders.hapax") && !local.contains("\n    a transaction "),
+            "{local}"
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::admin::{self, Readiness};
 use crate::assignments::{Assignments, Parts};
 use crate::bound::Handled;
 use crate::broker::Letters;
-use crate::broker::cluster::Fit;
+use crate::broker::cluster::{Changelog, Cluster, Fit};
 use crate::broker::kafka;
 use crate::broker::kafka::consumer::PollThread;
 use crate::broker::kafka::member::Member;
@@ -444,7 +444,58 @@ fn claim(settings: &Settings, store: &RocksStore) -> Result<usize, Error> {
             tracing::warn!(%topic, %why, "not proven that every message fits into the dead-letter topic with hapax's headers");
         }
     }
+    if settings.durability == Durability::Replicated {
+        claim_changelogs(settings, cluster)?;
+    }
     Ok(all)
+}
+
+/// Every topic has a changelog that keeps its states safe: one that is missing is created, one whose input has grown
+/// grows with it, and one that is something else is refused as it is.
+fn claim_changelogs(settings: &Settings, mut cluster: Cluster) -> Result<(), Error> {
+    let mut changed = false;
+    for topic in settings.topics.keys() {
+        match cluster.changelog(settings, topic)? {
+            Changelog::Kept(_) => {}
+            Changelog::Missing(new) => {
+                kafka::admin::create_changelog(settings, &new)?;
+                tracing::info!(topic = %new.name, partitions = new.partitions, "changelog topic created");
+                changed = true;
+            }
+            Changelog::Short { has, wanted } => {
+                kafka::admin::grow(settings, has, &wanted)?;
+                tracing::info!(topic = %wanted.name, has, partitions = wanted.partitions, "the input has grown, and its changelog with it");
+                changed = true;
+            }
+        }
+    }
+    // What another member made at the same time is judged like anybody's.
+    if changed {
+        cluster = kafka::admin::ask(settings)?;
+    }
+    for topic in settings.topics.keys() {
+        match cluster.changelog(settings, topic)? {
+            Changelog::Kept(kept) => {
+                let changelog = settings.changelog_of(topic);
+                if !kept.unproven.is_empty() {
+                    let unproven = kept.unproven.join("; ");
+                    tracing::warn!(%topic, %changelog, %unproven, "not proven that the changelog keeps its states: the broker does not tell what it does with them");
+                }
+                for why in kept.weak {
+                    tracing::warn!(%topic, %changelog, %why, "the changelog may lose states");
+                }
+            }
+            Changelog::Missing(wanted) => {
+                return Err(wanted.refused("it was made, and is gone again".to_owned()).into());
+            }
+            Changelog::Short { has, wanted } => {
+                return Err(wanted
+                    .not_grown(has, "they were added, and are gone again")
+                    .into());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the wirings of all topics share.

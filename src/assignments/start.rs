@@ -276,7 +276,8 @@ mod tests {
     /// What was committed with the changelog is covered by it, whoever did; what was committed without it is not.
     #[test]
     fn the_changelog_covers_what_was_committed_with_it() {
-        let missing = |position, facts| decide_in(Durability::Replicated, Start::Earliest, position, facts).1;
+        let missing =
+            |position, facts: &Facts| decide_in(Durability::Replicated, Start::Earliest, position, facts).1;
         assert_eq!(missing(at(10), &facts(Some((10, Some(OTHER))))), None);
         assert!(
             missing(None, &facts(Some((10, None))))

@@ -162,6 +162,38 @@ pub enum Error {
         /// What the dead-letter topic would have to take.
         needed: u64,
     },
+    /// A changelog topic is missing and was not created, or the broker does not tell of it. Nothing runs: states would
+    /// have nowhere to go. Grant the right, or create it with your own tools.
+    #[error(
+        "changelog topic {topic:?} of topic {input:?} cannot be used: {why}; it needs {needed}; grant the right to create and describe it, or create it yourself: `{command}`"
+    )]
+    NoChangelog {
+        /// The changelog topic.
+        topic: String,
+        /// The topic whose states it holds.
+        input: String,
+        /// What the broker said.
+        why: String,
+        /// Everything that it has to be.
+        needed: String,
+        /// A command that creates it.
+        command: String,
+    },
+    /// A changelog topic is not what it has to be, so states would be lost in it or not fit. Nothing runs. Mend what is
+    /// named; hapax alters no topic that is there, except that it adds partitions where the input has got some.
+    #[error(
+        "changelog topic {topic:?} of topic {input:?} does not keep its states safe: {wrong}; to mend it: {mend}"
+    )]
+    Changelog {
+        /// The changelog topic.
+        topic: String,
+        /// The topic whose states it holds.
+        input: String,
+        /// Everything that is wrong: what it is, and what it must be.
+        wrong: String,
+        /// What to do.
+        mend: String,
+    },
     /// A dead letter was not acknowledged. hapax keeps it and tries again; its partition takes nothing meanwhile.
     #[error("dead letter to {topic:?} was not acknowledged: {why}")]
     Letter {

@@ -36,7 +36,8 @@ pub struct Settings {
     /// What guarded classes do on a partition whose window does not cover what it should.
     ///
     /// Default: `refuse`. The partition is not served, the others are, and `/readyz` says no. With `run` a duplicate
-    /// of anything that the lost window knew runs again: a customer is charged twice. Metric: `hapax_cold_partitions`.
+    /// of anything that the lost window knew runs again: a customer is charged twice. In replicated mode that is a
+    /// partition whose offset somebody else committed and whose changelog is empty. Metric: `hapax_cold_partitions`.
     pub cold: Cold,
     /// Where a group without any committed offset starts on a partition.
     ///
@@ -57,13 +58,15 @@ pub struct Settings {
     /// keeps, so at `60s` one rolling restart of ten members stalls each of them for minutes. Too small, and guarded
     /// handlers are cut off in the middle: at `1s` with handlers of 3 s, every slot is in doubt after each rebalance.
     /// At the limit what still runs is cancelled and takes its class's rule. Keep it at or above the longest
-    /// `deadline`, and below the orchestrator's grace. Metric: `hapax_in_doubt_total` grows at rebalances.
+    /// `deadline`, and below the orchestrator's grace. In replicated mode
+    /// [`transaction_timeout`](Self::transaction_timeout) follows from it. Metric: `hapax_in_doubt_total` grows at
+    /// rebalances.
     pub drain: Duration,
     /// How often the commit point is committed to Kafka; also done at every drain.
     ///
     /// Default: `1s`. It is no durability: a message is recorded before it may be committed. At `1m` and 10,000
     /// messages a second, a kill brings 600,000 redeliveries, each answered from the window in about a microsecond.
-    /// Metric: `hapax_redeliveries_total`.
+    /// It does nothing in replicated mode, where every transaction commits. Metric: `hapax_redeliveries_total`.
     pub commit_every: Duration,
     /// Memory for the store's cache and write buffers, all partitions together.
     ///
@@ -119,6 +122,22 @@ impl Settings {
             kafka: Properties::default(),
             topics: BTreeMap::new(),
         }
+    }
+
+    /// The changelog topic of an input topic in replicated mode: `<group>.<topic>.hapax`.
+    #[must_use]
+    pub fn changelog_of(&self, topic: &str) -> String {
+        format!("{}.{topic}.hapax", self.group)
+    }
+
+    /// How long a transaction of the replicated mode may stay open before the broker ends it: 15 s, or 5 s more than
+    /// `drain` where that is longer. Were it shorter than a drain, the broker could end what the drain still records.
+    ///
+    /// It is also how long the transaction of a process that died may keep the next owner of its partitions waiting.
+    #[must_use]
+    pub fn transaction_timeout(&self) -> Duration {
+        let above_drain = self.drain.saturating_add(Duration::from_secs(5));
+        above_drain.max(Duration::from_secs(15))
     }
 }
 
