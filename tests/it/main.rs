@@ -28,6 +28,7 @@ mod member;
 mod memory;
 mod mock;
 mod rebalance;
+mod replicated;
 mod resolved;
 mod several_topics;
 mod smoke;
