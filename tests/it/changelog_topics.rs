@@ -5,7 +5,7 @@
 //! words, and the mend that it names is carried out and has to mend. What a changelog is, is asked of the broker.
 //!
 //! Seen to fail, each with its line taken out:
-//! PLANTED
+//! - `broker/kafka/transactions.rs`, the key of a frame: beside compaction "commits at the end of the log: not within 30s"
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;

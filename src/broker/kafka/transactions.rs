@@ -98,10 +98,12 @@ impl KafkaTransactions {
         let deliveries = producer.context();
         let transaction = deliveries.begin();
         producer.begin_transaction()?;
-        for (id, frame) in &group.frames {
+        for (at, (id, frame)) in group.frames.iter().enumerate() {
             let names = self.names(*id)?;
+            let key = frame_key(frame, at);
             let record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&names.changelog, transaction)
                 .partition(id.partition)
+                .key(key.as_slice())
                 .payload(frame);
             send(producer, record, deadline)?;
         }
@@ -336,6 +338,15 @@ fn send_letter(
     record.payload = letter.payload.as_deref();
     record.timestamp = letter.timestamp_ms;
     send(producer, record, deadline)
+}
+
+/// A key that no other frame has: the head's first bytes, with session and number, and the frame's place in its group.
+/// A topic that is compacted as well takes no record without a key, and keeps only the last one of each.
+fn frame_key(frame: &[u8], at: usize) -> Vec<u8> {
+    const HEAD: usize = 40;
+    let mut key = frame.get(..HEAD).unwrap_or(frame).to_vec();
+    key.extend_from_slice(&(at as u64).to_be_bytes());
+    key
 }
 
 /// The delivery reports of one transaction.
