@@ -11,6 +11,7 @@
 mod admin_port;
 mod bad_input;
 mod bad_store;
+mod changelog_topics;
 mod checker;
 mod cli;
 mod crash;
