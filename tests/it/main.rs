@@ -23,6 +23,7 @@ mod examples;
 mod foreign;
 mod frozen;
 mod kafka;
+mod killed_logged;
 mod killed_store;
 mod member;
 mod memory;
