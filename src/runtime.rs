@@ -402,16 +402,44 @@ fn open(settings: &Settings) -> Result<(Unclosed, usize), Error> {
             window_ms: clock::millis(policy.window),
         })
         .collect();
-    let store = RocksStore::open(
-        &settings.state_dir,
-        &settings.group,
-        &specs,
-        settings.memory.0,
-        settings.durability,
-    )?;
+    let opened = || {
+        RocksStore::open(
+            &settings.state_dir,
+            &settings.group,
+            &specs,
+            settings.memory.0,
+            settings.durability,
+        )
+    };
+    let store = match opened() {
+        Err(crate::store::Error::Corrupt { path, what }) if settings.durability == Durability::Replicated => {
+            let aside = set_aside(&path)?;
+            tracing::error!(
+                %what, aside = %aside.display(),
+                "the local copy is corrupt; it was set aside, and all of it is read from the changelogs again"
+            );
+            opened()?
+        }
+        opened => opened?,
+    };
     let claimed = claim(settings, &store);
     let store = Unclosed::new(store);
     claimed.map(|partitions| (store, partitions))
+}
+
+/// Moves a directory out of the way, beside where it was. One such copy is kept.
+fn set_aside(path: &std::path::Path) -> Result<std::path::PathBuf, Error> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".corrupt");
+    let aside = std::path::PathBuf::from(name);
+    let moved = match std::fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => std::fs::rename(path, &aside),
+    };
+    moved.map(|()| aside).map_err(|source| {
+        let path = path.to_owned();
+        crate::store::Error::Directory { path, source }.into()
+    })
 }
 
 /// What the cluster has to be for this store and these settings. Returns how many partitions the topics have in all.
