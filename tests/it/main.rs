@@ -11,6 +11,7 @@
 mod admin_port;
 mod bad_input;
 mod bad_store;
+mod chaos;
 mod checker;
 mod cli;
 mod crash;
