@@ -62,6 +62,10 @@ fn guarded(part: &Part<'_>, replayed: &Replayed, findings: &mut Findings) {
                 }
                 of.applied = Some(line);
             }
+            // Nobody can tell: a class that may be repeated is, for a while, with the same child tokens.
+            Kind::ProbeUnknown if part.of.terms.class == Class::PotentiallyIdempotent => {
+                *of = Known::default();
+            }
             // The attempt itself says that it has done nothing; or the resource does.
             Kind::Refused | Kind::Stale | Kind::ProbeNotDone => of.in_doubt = None,
             _ => {}
