@@ -30,6 +30,8 @@ use crate::ledger::CommitPoint;
 use crate::store::{Changes, PartitionId, Store, TopicId};
 use watch::Watch;
 
+#[cfg(test)]
+mod tests;
 mod watch;
 
 /// What the journal asks of Kafka. Every call blocks, and returns within the time that its implementation states.

@@ -52,6 +52,12 @@ pub trait Medium {
     /// # Errors
     /// What the store's own opening gives.
     fn start(&mut self, group: &str, topics: &[TopicSpec]) -> Result<Self::Store, Error>;
+
+    /// Kills the process of a store: what it has not made durable is gone. A store that writes something when it is
+    /// dropped, as RocksDB does, needs a way of its own.
+    fn kill(&mut self, store: Self::Store) {
+        drop(store);
+    }
 }
 
 /// A window of 400 ms, so buckets of 100.

@@ -275,7 +275,8 @@ pub trait Store: Send + Sync + 'static {
     /// Visible at once to every later [`look_up`](Self::look_up), and not synced.
     ///
     /// After a crash the store is as it was after some earlier call, of all partitions the same: the changes and the
-    /// changelog's offset always agree, and whoever reads on from that offset misses nothing. What
+    /// changelog's offset always agree, and whoever reads on from that offset misses nothing. Of a large group, as a
+    /// restore writes, closed records alone may be ahead of the offset: they are read again, and the same. What
     /// [`apply`](Self::apply) or [`close`](Self::close) made durable takes all that was logged before along.
     ///
     /// # Errors

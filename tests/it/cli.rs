@@ -20,13 +20,13 @@ use tempfile::TempDir;
 
 use crate::kafka;
 
-struct Said {
+pub(crate) struct Said {
     code: i32,
     out: String,
     err: String,
 }
 
-fn hapax(args: &[&str]) -> Said {
+pub(crate) fn hapax(args: &[&str]) -> Said {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hapax"));
     // The verdict's author is a default, and a log would be read as an answer.
     command.args(args).env("USER", "tester").env_remove("RUST_LOG");
@@ -41,13 +41,13 @@ fn hapax(args: &[&str]) -> Said {
 
 impl Said {
     #[track_caller]
-    fn ended(&self, code: i32) -> &Self {
+    pub(crate) fn ended(&self, code: i32) -> &Self {
         assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.out, self.err);
         self
     }
 
     #[track_caller]
-    fn says(&self, what: &str) -> &Self {
+    pub(crate) fn says(&self, what: &str) -> &Self {
         let both = format!("{}{}", self.out, self.err);
         assert!(both.contains(what), "{what:?} is not in: {both}");
         self

@@ -11,6 +11,7 @@
 mod admin_port;
 mod bad_input;
 mod bad_store;
+mod changelog_topics;
 mod chaos;
 mod checker;
 mod cli;
@@ -23,6 +24,7 @@ mod examples;
 mod foreign;
 mod frozen;
 mod kafka;
+mod killed_logged;
 mod killed_store;
 mod member;
 mod memory;

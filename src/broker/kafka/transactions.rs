@@ -44,6 +44,8 @@ pub(crate) struct Parts {
 pub(crate) struct KafkaTransactions {
     parts: Parts,
     producer: Option<ThreadedProducer<Deliveries>>,
+    /// Of this producer alone.
+    unique: [u8; 16],
 }
 
 impl KafkaTransactions {
@@ -56,6 +58,7 @@ impl KafkaTransactions {
         let mut made = Self {
             parts,
             producer: None,
+            unique: [0; 16],
         };
         made.init()?;
         Ok(made)
@@ -85,6 +88,7 @@ impl KafkaTransactions {
             .init_transactions(*timeout)
             .map_err(super::unreachable(settings, "preparing transactions"))?;
         self.producer = Some(producer);
+        self.unique = Session::create().0;
         Ok(())
     }
 
@@ -98,10 +102,12 @@ impl KafkaTransactions {
         let deliveries = producer.context();
         let transaction = deliveries.begin();
         producer.begin_transaction()?;
-        for (id, frame) in &group.frames {
+        for (part, (id, frame)) in group.frames.iter().enumerate() {
             let names = self.names(*id)?;
+            let key = self.key(transaction, part);
             let record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&names.changelog, transaction)
                 .partition(id.partition)
+                .key(key.as_slice())
                 .payload(frame);
             send(producer, record, deadline)?;
         }
@@ -124,6 +130,18 @@ impl KafkaTransactions {
             }
         }
         Ok(ends)
+    }
+
+    /// Unlike any other: where a changelog is compacted too, a record without a key is refused, and one with the key of
+    /// another would replace it.
+    fn key(&self, transaction: usize, part: usize) -> [u8; 32] {
+        let mut key = [0; 32];
+        let (producer, rest) = key.split_at_mut(16);
+        let (of, place) = rest.split_at_mut(8);
+        producer.copy_from_slice(&self.unique);
+        of.copy_from_slice(&(transaction as u64).to_be_bytes());
+        place.copy_from_slice(&(part as u64).to_be_bytes());
+        key
     }
 
     fn names(&self, id: PartitionId) -> Result<&Names, Cause> {

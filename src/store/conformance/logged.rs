@@ -108,7 +108,7 @@ pub fn after_a_kill_changes_and_the_changelog_agree(mut medium: impl Medium) {
         let from = held(&store, &partitions, number);
         log(&store, &partitions, from + 1..=number);
         assert_eq!(held(&store, &partitions, number), number);
-        drop(store);
+        medium.kill(store);
         store = start(&mut medium, &["orders", "refunds"]);
         assert!(held(&store, &partitions, number) <= number);
     }
@@ -133,7 +133,7 @@ pub fn what_is_durable_takes_what_was_logged_along(mut medium: impl Medium) {
         log(&store, &[at], from + 1..=number);
         durable(&store, other);
         log(&store, &[other], number..=number);
-        drop(store);
+        medium.kill(store);
         store = start(&mut medium, &["orders"]);
         assert_eq!(held(&store, &[at], number), number);
     }
@@ -190,7 +190,7 @@ pub fn a_clear_is_undone_whole_or_not_at_all(mut medium: impl Medium) {
         assert_eq!(held(&store, &[at], 5), 5);
         store.clear(at).unwrap();
         log(&store, &[at], 1..=since);
-        drop(store);
+        medium.kill(store);
         store = start(&mut medium, &["orders"]);
         let held = held(&store, &[at], 5);
         assert!(held == 5 || held <= since, "{held} of {since}");
@@ -207,7 +207,7 @@ pub fn a_forgotten_position_takes_the_changelog_along(mut medium: impl Medium) {
     assert_eq!((known.position, known.changelog), (None, None));
     assert_eq!((known.fence, known.open.len()), (3, 1));
     assert_eq!(held(&store, &[other], 3), 3);
-    drop(store);
+    medium.kill(store);
     let store = start(&mut medium, &["orders"]);
     assert_eq!(store.load(at).unwrap(), known, "durable");
 }

@@ -27,6 +27,7 @@ use super::{
 use crate::config::Durability;
 use crate::token::TokenKey;
 
+mod ingest;
 mod keys;
 mod open;
 mod options;

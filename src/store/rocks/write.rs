@@ -1,5 +1,6 @@
 //! Writing: one batch for a whole group, and the families that it needs.
 
+use std::borrow::Cow;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use rocksdb::{BoundColumnFamily, FlushOptions, WriteBatch, WriteOptions};
@@ -106,7 +107,7 @@ impl Writer {
         flushed.map_err(|error| self.end("flush", &error))
     }
 
-    fn end(&mut self, what: &'static str, error: &rocksdb::Error) -> Error {
+    pub(super) fn end(&mut self, what: &'static str, error: &rocksdb::Error) -> Error {
         self.ended = Some(format!("an earlier write failed: {error}"));
         Error::Io {
             what,
@@ -151,7 +152,13 @@ impl Writer {
         for (partition, _) in logged {
             store.window_ms(partition.topic)?;
         }
-        let mut batch = self.batch(store, group)?;
+        self.make_buckets(store, group)?;
+        // Only a copy of a changelog may hold closed records ahead of its offset.
+        let group = match store.durability {
+            Durability::Local => Cow::Borrowed(group),
+            Durability::Replicated => self.ingest(store, group)?,
+        };
+        let mut batch = self.batch(store, &group)?;
         let meta = store.family(keys::META)?;
         for (partition, next) in logged {
             batch.put_cf(&meta, keys::changelog(*partition), next.to_string());
