@@ -1,6 +1,6 @@
 //! What handlers may do to the world: run when they may, and have their effect once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::replay::Replayed;
 use super::{Findings, Part, Rule};
@@ -113,9 +113,14 @@ fn one_message_runs(part: &Part<'_>, findings: &mut Findings) {
 /// What is recorded as done was done; what is recorded as failed has its letter.
 fn records_are_true(part: &Part<'_>, replayed: &Replayed, findings: &mut Findings) {
     let mut was: BTreeMap<i64, Vec<Kind>> = BTreeMap::new();
+    // What a probe is asked about is the token's effect, which a message before a window ago may have had.
+    let mut effects = BTreeSet::new();
     for (line, taken) in part.lines.iter().zip(&part.taken) {
         if line.kind != Kind::Post || *taken {
             was.entry(line.offset).or_default().push(line.kind);
+        }
+        if *taken {
+            effects.insert(&line.child);
         }
     }
     for (key, history) in &replayed.closed {
@@ -127,7 +132,10 @@ fn records_are_true(part: &Part<'_>, replayed: &Replayed, findings: &mut Finding
                 .is_some_and(|names| names.contains(key));
             let what = match closed.end {
                 _ if !is_name => "a record of no message",
-                End::Done if !was.contains(&Kind::Post) => "done without an effect",
+                End::Done if !effects.contains(&token::child(key, "effect")) => "done without an effect",
+                End::Done if was.contains(&Kind::Ok) && !was.contains(&Kind::Post) => {
+                    "done by a handler without an effect"
+                }
                 End::Done if !was.contains(&Kind::Ok) && !was.contains(&Kind::ProbeDone) => {
                     "done, and nobody said that it was"
                 }
