@@ -137,6 +137,7 @@ pub(crate) fn run(settings: &Settings) -> Option<Outcome> {
         stuck.push(format!("not every member ended\n{}", fleet.last_words()));
     }
     let evidence = evidence(&client, dir.path(), &run, tail.stop(), fleet.lives(), stuck);
+    println!("{}", judge::summary(&evidence));
     let outcome = Outcome {
         seed: settings.seed,
         faults: fleet.faults,
@@ -286,7 +287,7 @@ fn report(outcome: &Outcome, again: &str) {
 fn a_fleet_keeps_the_promise() {
     let settings = Settings {
         seed: seed(),
-        seconds: number("CHAOS_SECONDS").unwrap_or(20),
+        seconds: number("CHAOS_SECONDS").unwrap_or(15),
         brokers: 1,
         restarts_brokers: false,
         per_second: 150,

@@ -16,7 +16,7 @@ use std::fmt;
 use super::fleet::Life;
 use super::tail::Log;
 use super::terms::{Terms, WINDOW};
-use super::world::{self, Line, SENT_MS};
+use super::world::{self, Kind, Line, SENT_MS};
 use crate::checker::record::{Closed, End};
 use crate::checker::token::Key;
 use crate::checker::{Class, Message, names};
@@ -62,6 +62,8 @@ pub(crate) enum Rule {
     RestartedInDoubt,
     /// A guarded handler ran, and no record says that it was begun.
     RanWithoutBegin,
+    /// More messages are begun than there are slots.
+    TooManyBegun,
     /// A record and the world disagree.
     UntrueRecord,
     /// An assignment that was over has written.
@@ -195,6 +197,45 @@ impl<'a> Part<'a> {
     fn is_disturbed(&self, line: &Line) -> bool {
         self.lives.get(&line.life).is_some_and(|life| life.disturbed)
     }
+}
+
+/// What the campaign has come to see, in a few lines: one that saw nothing proves nothing.
+pub(crate) fn summary(evidence: &Evidence) -> String {
+    let lives = evidence.lives.values();
+    let count = |is: fn(&Life) -> bool| lives.clone().filter(|life| is(life)).count();
+    let mut text = format!(
+        "{} lives: {} killed, {} frozen or cut off, {} ended in order, {} by themselves",
+        evidence.lives.len(),
+        count(|life| life.killed),
+        count(|life| life.disturbed),
+        count(|life| life.books.is_some()),
+        count(|life| life.failed.is_some()),
+    );
+    for of in &evidence.topics {
+        let lines = || of.world.values().flatten();
+        let kinds = [
+            ("effects", Kind::Post),
+            ("refused as late", Kind::Stale),
+            ("probed", Kind::Ask),
+        ];
+        let counts = kinds.map(|(name, kind)| {
+            let count = lines().filter(|line| line.kind == kind).count();
+            format!("{count} {name}")
+        });
+        let again = lines()
+            .filter(|line| line.kind == Kind::Begin && line.attempt > 1)
+            .count();
+        let fences = lines().map(|line| line.fence).max().unwrap_or(0);
+        text += &format!(
+            "\n{}: {} messages, {}, {again} attempts after the first, {} letters, {} frames, fences up to {fences}",
+            of.terms.name,
+            of.input.len(),
+            counts.join(", "),
+            of.letters.len(),
+            of.changelog.len(),
+        );
+    }
+    text
 }
 
 /// Judges.

@@ -355,6 +355,18 @@ const FAULTS: &[(&str, Rule, Plant)] = &[
     ("a begin leaves no record", Rule::RanWithoutBegin, |small| {
         small.frames[1].opened.remove(0);
     }),
+    (
+        "more is begun than there are slots",
+        Rule::TooManyBegun,
+        |small| {
+            let open = small.frames[1].opened[0].clone();
+            let more = 5..5 + i64::from(small.of.terms.slots);
+            small.frames[1].opened.extend(more.map(|offset| Open {
+                offset,
+                ..open.clone()
+            }));
+        },
+    ),
     ("done without an effect", Rule::UntrueRecord, |small| {
         small
             .lines()

@@ -16,6 +16,8 @@ pub(super) struct Replayed {
     pub(super) open: BTreeMap<(Key, i64), Open>,
     /// The attempts that were begun, by offset.
     pub(super) begun: BTreeMap<i64, u64>,
+    /// The fence that each of them was begun under.
+    begun_by: BTreeMap<(Key, i64), u64>,
     /// When the commit point passed which offset: offset after the last, and the wall clock of its group.
     passed: Vec<(i64, i64)>,
     point: i64,
@@ -83,8 +85,21 @@ impl Replayed {
             if open.stage == Stage::Begun {
                 let begun = self.begun.entry(open.offset).or_default();
                 *begun = open.attempts.max(*begun);
+                self.begun_by.insert((open.keys[0], open.offset), head.fence);
             }
             self.open.insert((open.keys[0], open.offset), open.clone());
+        }
+        // What an earlier assignment has left is in doubt, and begun by nobody now.
+        let is_begun = |(name, open): (&(Key, i64), &Open)| {
+            open.stage == Stage::Begun && self.begun_by.get(name) == Some(&head.fence)
+        };
+        let count = self.open.iter().filter(|entry| is_begun(*entry)).count();
+        if count > part.of.terms.slots as usize {
+            let what = format!(
+                "{count} are begun at a time, there are {} slots",
+                part.of.terms.slots
+            );
+            findings.add(Rule::TooManyBegun, what);
         }
         // Held below the commit point, Kafka does not deliver it again.
         for (key, offset) in gone {
