@@ -12,6 +12,7 @@ mod admin_port;
 mod bad_input;
 mod bad_store;
 mod changelog_topics;
+mod chaos;
 mod checker;
 mod cli;
 mod crash;
