@@ -5,7 +5,8 @@
 //! that RocksDB flushes by itself all the time; it flushes by request as well, clears a partition, and writes what goes
 //! through the log of the store. It is killed by SIGKILL after a seeded number of groups, and goes on from what it finds.
 //!
-//! Seen to fail: SEEN.
+//! Seen to fail without `atomic_flush`, with families flushed by one call each, with `apply` through the log of the store,
+//! and with the changelog's offset in a batch of its own.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::ops::RangeInclusive;
