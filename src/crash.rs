@@ -15,6 +15,8 @@ pub const POINTS: &[&str] = &[
     "after-commit",
     "during-rebalance",
     "at-shutdown",
+    "during-rebuild",
+    "before-rebuilt",
 ];
 
 /// Reaches a point.

@@ -58,6 +58,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "commits",
             "dead_letter",
             "partition",
+            "rebuild",
             "sweep",
         ],
     ),
