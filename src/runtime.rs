@@ -21,13 +21,15 @@ use crate::broker::kafka::consumer::PollThread;
 use crate::broker::kafka::member::Member;
 use crate::broker::kafka::producer::Producer;
 use crate::broker::kafka::properties::session_max;
+use crate::broker::kafka::rebuilder::Rebuilder;
+use crate::broker::kafka::rebuilding::Rebuilding;
 use crate::broker::kafka::replication::Replication;
 use crate::broker::kafka::restorer::{self, Restorer};
 use crate::broker::kafka::signal::Signal;
 use crate::broker::kafka::transactions::{self, KafkaTransactions, Names};
 use crate::clock::{self, Clock};
 use crate::commits::Commits;
-use crate::config::{Durability, Settings};
+use crate::config::{Cold, Durability, Settings};
 use crate::error::Error;
 use crate::journal::Journal;
 use crate::journal::frame::Owner;
@@ -256,6 +258,10 @@ fn start(
             (journal, JournalThread::Replicated(threads), Some(replication))
         }
     };
+    let rebuilding = match settings.cold {
+        Cold::Rebuild => Some(rebuild(settings, &store, &signal)?),
+        Cold::Refuse | Cold::Run => None,
+    };
     let (lookups, lookups_thread) = Lookups::start(Arc::clone(&store)).map_err(no_thread("look-ups"))?;
     let letters: Arc<dyn Letters> = Arc::new(Producer::new(settings)?);
     let wake = Arc::clone(&signal);
@@ -310,6 +316,7 @@ fn start(
                 pulse,
                 reported_cold,
                 replication,
+                rebuilding,
             )
             .and_then(PollThread::run);
             // Nobody listens any more where the future was dropped.
@@ -389,6 +396,26 @@ fn replicate(
     )
     .map_err(no_thread("restoring"))?;
     Ok((journal, threads, Replication::new(member, restorer, restored)))
+}
+
+/// What the poll thread needs to have cold windows read back.
+fn rebuild(
+    settings: &Arc<Settings>,
+    store: &Arc<dyn Store>,
+    signal: &Arc<Signal>,
+) -> Result<Rebuilding, Error> {
+    let (tell, rebuilt) = std::sync::mpsc::channel();
+    let wake = Arc::clone(signal);
+    let rebuilder = Rebuilder::start(Arc::clone(settings), Arc::clone(store), move |one| {
+        // Nobody listens any more where the consumer has stopped.
+        let _ = tell.send(one);
+        wake.raise();
+    });
+    let rebuilder = rebuilder.map_err(|source| Error::Thread {
+        what: "rebuilding",
+        source,
+    })?;
+    Ok(Rebuilding::new(rebuilder, rebuilt))
 }
 
 /// Frames stay well below what a topic takes by default, 1 MiB.

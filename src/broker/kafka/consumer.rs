@@ -20,6 +20,7 @@ use super::callbacks::{Answered, Callbacks};
 use super::committer::{Committer, Order};
 use super::properties::consumer_config;
 use super::rebalance::{First, Strays};
+use super::rebuilding::Rebuilding;
 use super::replication::Replication;
 use super::signal::Signal;
 use super::take::{BATCH_MESSAGES_MAX, Queue, Taken, take};
@@ -58,6 +59,8 @@ pub(crate) struct PollThread {
     /// Assigned to the client too, and refused once their changelog was read.
     pub(super) unserved: Vec<PartitionId>,
     pub(super) replication: Option<Replication>,
+    /// Where cold partitions are to be rebuilt.
+    pub(super) rebuilding: Option<Rebuilding>,
     pub(super) strays: Strays,
     pub(super) reported_cold: tokio::sync::watch::Sender<usize>,
 }
@@ -75,6 +78,7 @@ impl PollThread {
         pulse: Pulse,
         reported_cold: tokio::sync::watch::Sender<usize>,
         replication: Option<Replication>,
+        rebuilding: Option<Rebuilding>,
     ) -> Result<Self, Error> {
         let (answer, answers) = mpsc::channel();
         let answered = Arc::clone(&signal);
@@ -105,6 +109,7 @@ impl PollThread {
             refused: Vec::new(),
             unserved: Vec::new(),
             replication,
+            rebuilding,
             strays: Strays::Unknown,
             reported_cold,
         })
@@ -131,6 +136,7 @@ impl PollThread {
             }
             self.commit_first();
             self.serve_restored()?;
+            self.serve_rebuilt()?;
             self.move_strays()?;
             self.commit_due();
             if self.take_all()? == 0 {
@@ -183,6 +189,7 @@ impl PollThread {
             replication.go_all();
             replication.member.leave();
         }
+        self.rebuild_nothing();
     }
 
     /// Serves callbacks. Messages do not come this way: their queues were split off before they were assigned.
@@ -276,7 +283,16 @@ impl PollThread {
         Ok(taken)
     }
 
+    /// What was to be rebuilt is not ours any more.
+    fn rebuild_nothing(&mut self) {
+        if let Some(rebuilding) = &mut self.rebuilding {
+            let ids = rebuilding.ids();
+            rebuilding.go(&mut self.assignments, &ids);
+        }
+    }
+
     fn drain_all(&mut self) -> Result<(), Error> {
+        self.rebuild_nothing();
         let ids = self.assignments.ids();
         crate::crash::point("at-shutdown");
         let drained = self.drain(&ids, false);
@@ -296,6 +312,7 @@ impl PollThread {
         if let Some(replication) = self.replication.take() {
             replication.member.leave();
         }
+        self.rebuilding = None;
         self.apply_at_close();
         let Self {
             consumer, committer, ..
