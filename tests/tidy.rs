@@ -59,6 +59,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "dead_letter",
             "partition",
             "sweep",
+            "trim",
         ],
     ),
     (

@@ -14,6 +14,7 @@ use crate::broker::Letter;
 use crate::fence::Gate;
 use crate::store::Changes;
 
+pub(crate) mod extents;
 pub(crate) mod frame;
 pub mod local;
 pub(crate) mod replicated;

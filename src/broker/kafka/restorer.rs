@@ -10,9 +10,9 @@ use std::thread;
 
 use super::changelog::{self, Ends, Read, Span};
 use super::transactions::Names;
-use crate::clock;
 use crate::config::Settings;
 use crate::error::Error;
+use crate::journal::extents::Extents;
 use crate::journal::frame::Owner;
 use crate::journal::replicated::Replicated;
 use crate::recovery::Recovery;
@@ -34,6 +34,7 @@ pub(crate) struct Parts {
     pub(crate) settings: Arc<Settings>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) journal: Replicated,
+    pub(crate) extents: Extents,
     pub(crate) topics: BTreeMap<TopicId, Names>,
 }
 
@@ -128,7 +129,6 @@ fn work(parts: &Parts, wanted: &Wanted, job: &[(PartitionId, Ticket)], restored:
         ids: Vec::new(),
         of: Vec::new(),
         restored,
-        begun: clock::now(),
     };
     let outcome = begin(parts, &left, &mut reading).and_then(|spans| {
         let stop = || !left.iter().any(|(id, ticket)| wanted.wants(*id, *ticket));
@@ -166,7 +166,8 @@ fn begin(
         };
         let log = ends.of(&names.changelog, id.partition)?;
         let owner = Owner::of(&parts.settings.group, &names.input);
-        let (recovery, from) = Recovery::begin(&parts.store, *id, &names.changelog, owner, log)?;
+        let topic = (names.input.as_str(), names.changelog.as_str());
+        let (recovery, from) = Recovery::begin(&parts.store, &parts.extents, *id, topic, owner, log)?;
         spans.push(Span {
             topic: names.changelog.clone(),
             partition: id.partition,
@@ -183,7 +184,6 @@ struct Reading<'a> {
     ids: Vec<(PartitionId, Ticket)>,
     of: Vec<Option<Recovery>>,
     restored: &'a dyn Fn(Restored),
-    begun: clock::Instant,
 }
 
 impl Reading<'_> {
@@ -198,16 +198,7 @@ impl Reading<'_> {
                 let (Some(recovery), Some((id, ticket))) = (recovery, self.ids.get(span).copied()) else {
                     return Ok(());
                 };
-                let progress = recovery.end(next)?;
-                let took = clock::now().saturating_duration_since(self.begun);
-                tracing::info!(
-                    topic = id.topic.0,
-                    partition = id.partition,
-                    frames = progress.frames,
-                    records = progress.records,
-                    ?took,
-                    "restored from the changelog"
-                );
+                recovery.end(next)?;
                 (self.restored)(Restored {
                     id,
                     ticket,
