@@ -17,6 +17,7 @@ use crate::broker::Letters;
 use crate::broker::cluster::{Changelog, Cluster, Fit};
 use crate::broker::kafka;
 use crate::broker::kafka::consumer::PollThread;
+use crate::broker::kafka::cutter::Cutter;
 use crate::broker::kafka::member::Member;
 use crate::broker::kafka::producer::Producer;
 use crate::broker::kafka::properties::session_max;
@@ -29,18 +30,20 @@ use crate::commits::Commits;
 use crate::config::{Durability, Settings};
 use crate::error::Error;
 use crate::journal::Journal;
+use crate::journal::extents::Extents;
 use crate::journal::frame::Owner;
 use crate::journal::local::Local;
 use crate::journal::replicated::{self, Replicated};
 use crate::limits::{Budget, Waker};
 use crate::metrics::TopicMeters;
 use crate::partition::Wiring;
-use crate::pulse::Pulse;
+use crate::pulse::{Pulse, Unserved};
 use crate::store::lookups::Lookups;
 use crate::store::rocks::RocksStore;
 use crate::store::{Store, TopicSpec};
 use crate::sweep::Sweeper;
 use crate::token::Extractor;
+use crate::trim::{self, Trimmer};
 
 /// What a consumer came to: the books of each of its assignments.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -59,8 +62,8 @@ pub(crate) async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<Summary, Error> {
     let settings = Arc::new(settings);
-    let (reported_cold, cold) = watch::channel(0);
-    let readiness = Arc::new(Readiness::new(cold));
+    let (reported, unserved) = watch::channel(Unserved::default());
+    let readiness = Arc::new(Readiness::new(unserved));
     // Before the first metric is made: what was made under no recorder is nobody's.
     let admin = match settings.admin.listen {
         Some(listen) => Some(admin::Server::start(listen, Arc::clone(&readiness)).await?),
@@ -85,7 +88,7 @@ pub(crate) async fn run(
     let poll = Poll {
         partitions,
         pulse,
-        reported_cold,
+        reported,
         failures,
     };
     let (mut running, poll) = start(&settings, handled, store, poll)?;
@@ -153,6 +156,7 @@ impl Drop for Running {
 struct Ending {
     poll: thread::JoinHandle<()>,
     sweeper: Sweeper,
+    trimmer: Option<Trimmer>,
     journal: JournalThread,
     lookups: thread::JoinHandle<()>,
     store: Unclosed,
@@ -163,6 +167,7 @@ impl Ending {
     fn end(self) -> Result<(), crate::store::Error> {
         let _ = self.poll.join();
         drop(self.sweeper);
+        drop(self.trimmer);
         self.journal.join();
         let _ = self.lookups.join();
         self.store.close()
@@ -215,7 +220,7 @@ struct Poll {
     /// How many partitions the topics have in all.
     partitions: usize,
     pulse: Pulse,
-    reported_cold: watch::Sender<usize>,
+    reported: watch::Sender<Unserved>,
     /// Why the consumer has to stop, from whichever thread met it first.
     failures: mpsc::UnboundedSender<Error>,
 }
@@ -233,7 +238,7 @@ fn start(
     let Poll {
         partitions,
         pulse,
-        reported_cold,
+        reported,
         failures,
     } = poll;
     let no_thread = |what| move |source| Error::Thread { what, source };
@@ -242,17 +247,20 @@ fn start(
     let broken = move |why| {
         let _ = broken.send(Error::Journal(why));
     };
-    let (journal, journal_thread, replication) = match settings.durability {
+    let commits = Commits::default();
+    let (journal, journal_thread, replication, trimmer) = match settings.durability {
         Durability::Local => {
             let started = Local::start(Arc::clone(&store), broken);
             let (journal, thread) = started.map_err(no_thread("the journal"))?;
             let journal: Arc<dyn Journal> = Arc::new(journal);
-            (journal, JournalThread::Local(thread), None)
+            (journal, JournalThread::Local(thread), None, None)
         }
         Durability::Replicated => {
-            let (journal, threads, replication) = replicate(settings, &store, &signal, broken)?;
+            let made = replicate(settings, &store, &signal, &commits, broken)?;
+            let (journal, threads, replication, trimmer) = made;
             let journal: Arc<dyn Journal> = Arc::new(journal);
-            (journal, JournalThread::Replicated(threads), Some(replication))
+            let threads = JournalThread::Replicated(threads);
+            (journal, threads, Some(replication), Some(trimmer))
         }
     };
     let (lookups, lookups_thread) = Lookups::start(Arc::clone(&store)).map_err(no_thread("look-ups"))?;
@@ -260,7 +268,6 @@ fn start(
     let wake = Arc::clone(&signal);
     let waker = Waker::new(move || wake.raise());
     let budget = Budget::new(&settings.limits, waker);
-    let commits = Commits::default();
     let common = Common {
         settings: Arc::clone(settings),
         lookups,
@@ -307,7 +314,7 @@ fn start(
                 assignments,
                 signal,
                 pulse,
-                reported_cold,
+                reported,
                 replication,
             )
             .and_then(PollThread::run);
@@ -318,6 +325,7 @@ fn start(
     let ending = Ending {
         poll: poll.map_err(no_thread("polling"))?,
         sweeper,
+        trimmer,
         journal: journal_thread,
         lookups: lookups_thread,
         store: unclosed,
@@ -334,15 +342,18 @@ fn replicate(
     settings: &Arc<Settings>,
     store: &Arc<dyn Store>,
     signal: &Arc<Signal>,
+    commits: &Commits,
     broken: impl Fn(String) + Send + Sync + 'static,
-) -> Result<(Replicated, replicated::Threads, Replication), Error> {
+) -> Result<(Replicated, replicated::Threads, Replication, Trimmer), Error> {
     let no_thread = |what| move |source| Error::Thread { what, source };
     let mut topics = BTreeMap::new();
     let mut owners = BTreeMap::new();
-    for input in settings.topics.keys() {
+    let mut windows = BTreeMap::new();
+    for (input, policy) in &settings.topics {
         let id = store.topic(input)?;
         let changelog = settings.changelog_of(input);
         owners.insert(id, Owner::of(&settings.group, input));
+        windows.insert(id, clock::millis(policy.window));
         topics.insert(
             id,
             Names {
@@ -351,6 +362,7 @@ fn replicate(
             },
         );
     }
+    let extents = Extents::new(windows.clone());
     let member = Member::default();
     let timeout = settings.transaction_timeout();
     let transactions = KafkaTransactions::start(transactions::Parts {
@@ -362,6 +374,7 @@ fn replicate(
     })?;
     let rules = replicated::Rules {
         owners,
+        extents: extents.clone(),
         frame_bytes_max: FRAME_BYTES_MAX,
         give_up: 4 * timeout,
         // A turn is at most: renewing, finding, writing and aborting.
@@ -370,6 +383,13 @@ fn replicate(
     };
     let (journal, threads) = Replicated::start(transactions, Arc::clone(store), rules, broken)
         .map_err(no_thread("the journal"))?;
+    let rules = trim::Rules {
+        windows_ms: windows,
+        extents: extents.clone(),
+        commits: commits.clone(),
+    };
+    let cutter = Cutter::new(Arc::clone(settings), topics.clone());
+    let trimmer = Trimmer::start(rules, journal.clone(), cutter).map_err(no_thread("trimming"))?;
     let (tell, restored) = std::sync::mpsc::channel();
     let wake = Arc::clone(signal);
     let restorer = Restorer::start(
@@ -377,6 +397,7 @@ fn replicate(
             settings: Arc::clone(settings),
             store: Arc::clone(store),
             journal: journal.clone(),
+            extents,
             topics,
         },
         move |one| {
@@ -386,7 +407,8 @@ fn replicate(
         },
     )
     .map_err(no_thread("restoring"))?;
-    Ok((journal, threads, Replication::new(member, restorer, restored)))
+    let replication = Replication::new(member, restorer, restored);
+    Ok((journal, threads, replication, trimmer))
 }
 
 /// Frames stay well below what a topic takes by default, 1 MiB.
@@ -402,16 +424,44 @@ fn open(settings: &Settings) -> Result<(Unclosed, usize), Error> {
             window_ms: clock::millis(policy.window),
         })
         .collect();
-    let store = RocksStore::open(
-        &settings.state_dir,
-        &settings.group,
-        &specs,
-        settings.memory.0,
-        settings.durability,
-    )?;
+    let opened = || {
+        RocksStore::open(
+            &settings.state_dir,
+            &settings.group,
+            &specs,
+            settings.memory.0,
+            settings.durability,
+        )
+    };
+    let store = match opened() {
+        Err(crate::store::Error::Corrupt { path, what }) if settings.durability == Durability::Replicated => {
+            let aside = set_aside(&path)?;
+            tracing::error!(
+                %what, aside = %aside.display(),
+                "the local copy is corrupt; it was set aside, and all of it is read from the changelogs again"
+            );
+            opened()?
+        }
+        opened => opened?,
+    };
     let claimed = claim(settings, &store);
     let store = Unclosed::new(store);
     claimed.map(|partitions| (store, partitions))
+}
+
+/// Moves a directory out of the way, beside where it was. One such copy is kept.
+fn set_aside(path: &std::path::Path) -> Result<std::path::PathBuf, Error> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".corrupt");
+    let aside = std::path::PathBuf::from(name);
+    let moved = match std::fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => std::fs::rename(path, &aside),
+    };
+    moved.map(|()| aside).map_err(|source| {
+        let path = path.to_owned();
+        crate::store::Error::Directory { path, source }.into()
+    })
 }
 
 /// What the cluster has to be for this store and these settings. Returns how many partitions the topics have in all.

@@ -23,7 +23,6 @@ use crate::commits::Commits;
 use crate::fence::Gate;
 use crate::journal::extents::Extents;
 use crate::journal::replicated::Replicated;
-use crate::ledger::CommitPoint;
 use crate::store::{PartitionId, TopicId};
 
 #[cfg(test)]
@@ -36,6 +35,9 @@ pub(crate) trait Cut: Send + 'static {
     /// # Errors
     /// [`Uncut`], and then it may be deleted or not.
     fn cut(&mut self, id: PartitionId, below: i64) -> Result<(), Uncut>;
+
+    /// The name of a topic's changelog.
+    fn changelog(&self, topic: TopicId) -> String;
 }
 
 /// Why the head of a changelog is still there.
@@ -47,17 +49,10 @@ pub(crate) enum Uncut {
     Failed(String),
 }
 
-/// One topic, as its changelog is trimmed.
-#[derive(Debug, Clone)]
-pub(crate) struct Topic {
-    pub(crate) changelog: String,
-    pub(crate) window_ms: i64,
-}
-
 /// What the trim goes by.
 #[derive(Debug)]
 pub(crate) struct Rules {
-    pub(crate) topics: BTreeMap<TopicId, Topic>,
+    pub(crate) windows_ms: BTreeMap<TopicId, i64>,
     pub(crate) extents: Extents,
     pub(crate) commits: Commits,
 }
@@ -159,16 +154,19 @@ impl Trim {
         cut: &mut dyn Cut,
     ) {
         let is_due = |topic: &TopicId| self.due.get(topic).is_none_or(|due| *due <= now);
-        let due: BTreeSet<TopicId> = self.rules.topics.keys().copied().filter(is_due).collect();
-        for topic in &due {
-            if let Some(Topic { window_ms, .. }) = self.rules.topics.get(topic) {
-                let quarter = Duration::from_millis(u64::try_from(window_ms / 4).unwrap_or(0));
-                self.due.insert(*topic, now + quarter.clamp(EVERY.0, EVERY.1));
-            }
+        let windows = self.rules.windows_ms.iter();
+        let due: BTreeMap<TopicId, i64> = windows
+            .filter(|(topic, _)| is_due(topic))
+            .map(|(topic, window_ms)| (*topic, *window_ms))
+            .collect();
+        for (topic, window_ms) in &due {
+            let quarter = Duration::from_millis(u64::try_from(window_ms / 4).unwrap_or(0));
+            self.due.insert(*topic, now + quarter.clamp(EVERY.0, EVERY.1));
         }
         for (id, gate, point) in self.rules.commits.served() {
-            if due.contains(&id.topic) {
-                self.trim(now, id, &gate, point, rewrite, cut);
+            // Before a message with a timestamp nothing can be said to be past.
+            if let (Some(window_ms), Some(time_ms)) = (due.get(&id.topic), point.time_ms) {
+                self.trim(now, (id, &gate), time_ms.saturating_sub(*window_ms), rewrite, cut);
             }
         }
     }
@@ -176,17 +174,11 @@ impl Trim {
     fn trim(
         &mut self,
         now: Instant,
-        id: PartitionId,
-        gate: &Gate,
-        acknowledged: CommitPoint,
+        (id, gate): (PartitionId, &Gate),
+        until_ms: i64,
         rewrite: &mut dyn FnMut(PartitionId, &Gate) -> Option<u64>,
         cut: &mut dyn Cut,
     ) {
-        // Before a message with a timestamp nothing can be said to be past.
-        let (Some(topic), Some(time_ms)) = (self.rules.topics.get(&id.topic), acknowledged.time_ms) else {
-            return;
-        };
-        let until_ms = time_ms.saturating_sub(topic.window_ms);
         // Before anything is written again, so that what is written is not in it.
         let Some(past) = self.rules.extents.past(id, until_ms) else {
             return;
@@ -204,7 +196,7 @@ impl Trim {
         if !gate.accepts() {
             return;
         }
-        let changelog = &topic.changelog;
+        let changelog = cut.changelog(id.topic);
         match cut.cut(id, past.below) {
             Ok(()) => {
                 self.rules.extents.cut(id, past.below);

@@ -86,7 +86,10 @@ impl Extents {
             .map(|(_, closed)| (closed.first_seen_ms, closed.first_seen_ms))
             .reduce(span);
         let mut board = self.board();
-        let width_ms = board.windows_ms.get(&id.topic).map_or(0, |window| window / PIECES);
+        let width_ms = board
+            .windows_ms
+            .get(&id.topic)
+            .map_or(0, |window| window / PIECES);
         let Some(log) = board.logs.get_mut(&id) else {
             return;
         };

@@ -175,8 +175,9 @@ const APPLYING_MAX: usize = 2;
 /// Open records that are written again in one transaction, in bytes: they wait in memory, and others wait for them.
 const REWRITE_BYTES: usize = 8 << 20;
 
-/// Between two tries of a group that was aborted.
-const AGAIN: Duration = Duration::from_millis(20);
+/// Between two tries of a group that was aborted: at first, and at most. A rebalance takes about as long.
+const AGAIN: Duration = Duration::from_millis(10);
+const AGAIN_MAX: Duration = Duration::from_millis(200);
 
 impl Replicated {
     /// Starts the journal's threads. `broken` is called once, with the reason, when nothing more can be written.
@@ -341,7 +342,9 @@ impl<T: Transactions> Writer<T> {
         loop {
             let mut changes = Changes::new(of.id);
             let mut room = REWRITE_BYTES;
-            while let Some(record) = open.next_if(|record| changes.opened.is_empty() || record.bytes() <= room) {
+            while let Some(record) =
+                open.next_if(|record| changes.opened.is_empty() || record.bytes() <= room)
+            {
                 room = room.saturating_sub(record.bytes());
                 changes.opened.push(record);
             }
@@ -375,6 +378,7 @@ impl<T: Transactions> Writer<T> {
     /// Writes one group; afterwards `group` is empty, and each of it is on its way to the store or refused.
     fn write(&mut self, group: &mut Vec<Submission>) -> Result<(), String> {
         let since = clock::now();
+        let (mut wait, mut last) = (AGAIN, None);
         while !group.is_empty() {
             let acks: Vec<_> = group.iter().map(|s| Arc::clone(&s.acks)).collect();
             let watch = self.watch.clone();
@@ -391,8 +395,12 @@ impl<T: Transactions> Writer<T> {
                             self.rules.give_up
                         ));
                     }
-                    tracing::warn!(%why, "a group was not written, and is made again");
-                    thread::park_timeout(AGAIN);
+                    if last.as_ref() != Some(&why) {
+                        tracing::warn!(%why, "a group was not written, and is made again until it is");
+                    }
+                    last = Some(why);
+                    thread::park_timeout(wait);
+                    wait = AGAIN_MAX.min(wait * 2);
                 }
             }
         }
@@ -516,11 +524,7 @@ impl<T: Transactions> Writer<T> {
 }
 
 /// Applies what is durable until there is no more, or says why the store takes nothing.
-fn apply_all(
-    store: &dyn Store,
-    extents: &Extents,
-    applying: &mpsc::Receiver<Applied>,
-) -> Result<(), String> {
+fn apply_all(store: &dyn Store, extents: &Extents, applying: &mpsc::Receiver<Applied>) -> Result<(), String> {
     for applied in applying {
         match applied {
             Applied::Group {

@@ -11,6 +11,7 @@ use crate::fence::Fence;
 use crate::journal::frame::{Owner, Session};
 use crate::journal::replicated::{self, Ends, Failed, Group, Transactions};
 use crate::journal::{Acks, Journal as _, Submission};
+use crate::ledger::CommitPoint;
 use crate::message::{Kept, NextOffset, Offset};
 use crate::outcome::{Closed, End, HeldFor, Open, Stage, Stored};
 use crate::recovery::Recovery;
@@ -80,6 +81,10 @@ impl Cut for Log {
         log.frames.retain(|(at, _)| *at >= low);
         Ok(())
     }
+
+    fn changelog(&self, _: TopicId) -> String {
+        "g.orders.hapax".into()
+    }
 }
 
 fn spec() -> TopicSpec {
@@ -147,19 +152,12 @@ impl Rig {
         let (journal, threads) =
             Replicated::start(log.clone(), Arc::new(store.clone()), rules, |why| panic!("{why}")).unwrap();
         let gate = Gate::mint(Fence(store.load(ID).unwrap().fence));
-        let topics = BTreeMap::from([(
-            ID.topic,
-            Topic {
-                changelog: "g.orders.hapax".into(),
-                window_ms: WINDOW_MS,
-            },
-        )]);
         let mut rig = Self {
             log: log.clone(),
             store,
             journal,
             trim: Trim::new(Rules {
-                topics,
+                windows_ms: BTreeMap::from([(ID.topic, WINDOW_MS)]),
                 extents,
                 commits: Commits::default(),
             }),
@@ -228,11 +226,7 @@ impl Rig {
         let mut missing = Vec::new();
         let known = there.load(ID).unwrap();
         if known.open != here.open {
-            missing.push(format!(
-                "open: {} of {}",
-                known.open.len(),
-                here.open.len()
-            ));
+            missing.push(format!("open: {} of {}", known.open.len(), here.open.len()));
         }
         if (known.position.map(|at| at.commit_point), known.fence)
             != (here.position.map(|at| at.commit_point), here.fence)
@@ -242,9 +236,7 @@ impl Rig {
         for (token, seen_ms) in closed {
             if self.time_ms - seen_ms < WINDOW_MS {
                 let mut hits = Vec::new();
-                there
-                    .look_up(ID, i64::MIN, &[key(*token)], &mut hits)
-                    .unwrap();
+                there.look_up(ID, i64::MIN, &[key(*token)], &mut hits).unwrap();
                 if hits.first().map(|hit| hit.closed.first_seen_ms) != Some(*seen_ms) {
                     missing.push(format!("token {token}, seen {seen_ms}, at {}", self.time_ms));
                 }
@@ -407,7 +399,11 @@ fn the_acknowledged_time_rules_to_the_millisecond() {
     assert_eq!(rig.log.0.lock().unwrap().low, 0);
     rig.time_ms = 1_400;
     rig.trim();
-    assert_eq!(rig.log.0.lock().unwrap().low, 0, "nobody has acknowledged that time");
+    assert_eq!(
+        rig.log.0.lock().unwrap().low,
+        0,
+        "nobody has acknowledged that time"
+    );
     rig.submit(|_| {});
     rig.trim();
     assert!(rig.log.0.lock().unwrap().low >= 200);
@@ -442,7 +438,8 @@ fn a_refused_deletion_is_tried_again_later_and_costs_nothing_but_length() {
     assert_eq!(cuts(&rig), 1);
     let mut log = rig.log.clone();
     let mut rewrite = |_, _: &Gate| panic!("not within ten minutes");
-    rig.trim.pass(clock::now() + Duration::from_secs(590), &mut rewrite, &mut log);
+    rig.trim
+        .pass(clock::now() + Duration::from_secs(590), &mut rewrite, &mut log);
     assert_eq!(cuts(&rig), 1);
     rig.log.0.lock().unwrap().uncut = None;
     rig.trim();

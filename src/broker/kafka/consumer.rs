@@ -29,11 +29,14 @@ use crate::clock;
 use crate::commits::Due;
 use crate::config::Settings;
 use crate::error::Error;
-use crate::pulse::Pulse;
+use crate::pulse::{Pulse, Unserved};
 use crate::store::PartitionId;
 
 /// How long the thread rests where nothing wakes it: bounds how late the main queue is served.
 const REST: Duration = Duration::from_millis(10);
+
+/// How long tasks that were cancelled may take to close their books. One whose handler blocks its thread takes longer.
+const ENDING_MAX: Duration = Duration::from_secs(2);
 
 /// Closing a consumer can hang where Kafka is away: after this it is left behind.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
@@ -56,7 +59,9 @@ pub(crate) struct PollThread {
     pub(super) unserved: Vec<PartitionId>,
     pub(super) replication: Option<Replication>,
     pub(super) strays: Strays,
-    pub(super) reported_cold: tokio::sync::watch::Sender<usize>,
+    pub(super) reported: tokio::sync::watch::Sender<Unserved>,
+    /// Whether everything that was assigned has been served once.
+    pub(super) has_restored: bool,
 }
 
 impl PollThread {
@@ -70,7 +75,7 @@ impl PollThread {
         assignments: Assignments,
         signal: Arc<Signal>,
         pulse: Pulse,
-        reported_cold: tokio::sync::watch::Sender<usize>,
+        reported: tokio::sync::watch::Sender<Unserved>,
         replication: Option<Replication>,
     ) -> Result<Self, Error> {
         let (answer, answers) = mpsc::channel();
@@ -103,7 +108,8 @@ impl PollThread {
             unserved: Vec::new(),
             replication,
             strays: Strays::Unknown,
-            reported_cold,
+            reported,
+            has_restored: false,
         })
     }
 
@@ -135,6 +141,15 @@ impl PollThread {
             }
         }
         Ok(())
+    }
+
+    /// Tells what of the assignment is not served.
+    pub(super) fn report(&self) {
+        let pending = self.replication.as_ref().map_or(0, Replication::pending);
+        self.reported.send_replace(Unserved {
+            refused: self.refused.len() + self.unserved.len(),
+            restoring: if self.has_restored { 0 } else { pending },
+        });
     }
 
     /// Beats the pulse; false, and no beat, where it is stale already: then the partitions have to be lost first, or a
@@ -278,6 +293,11 @@ impl PollThread {
         crate::crash::point("at-shutdown");
         let drained = self.drain(&ids, false);
         self.assignments.end(&ids);
+        // What they did not finish is released in their books by the tasks themselves.
+        let deadline = clock::now() + ENDING_MAX;
+        while !self.assignments.are_over() && clock::now() < deadline {
+            self.signal.wait(Duration::from_millis(1));
+        }
         drained
     }
 

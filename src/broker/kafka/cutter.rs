@@ -44,10 +44,8 @@ impl Cutter {
 
 impl Cut for Cutter {
     fn cut(&mut self, id: PartitionId, below: i64) -> Result<(), Uncut> {
-        let failed = |error: &dyn std::error::Error| Uncut::Failed(crate::error::chain(error));
-        let Some(changelog) = self.topics.get(&id.topic).map(|names| names.changelog.clone()) else {
-            return Err(Uncut::Failed(format!("{id:?} has no changelog")));
-        };
+        let failed = |error: &(dyn std::error::Error + 'static)| Uncut::Failed(crate::error::chain(error));
+        let changelog = self.changelog(id.topic);
         let mut until = TopicPartitionList::new();
         until
             .add_partition_offset(&changelog, id.partition, KafkaOffset::Offset(below))
@@ -56,9 +54,17 @@ impl Cut for Cutter {
         let options = AdminOptions::new()
             .request_timeout(Some(ANSWER_MAX))
             .operation_timeout(Some(ANSWER_MAX));
-        let answer = admin::block_on(client.delete_records(&until, &options)).map_err(|error| failed(&error))?;
+        let answer =
+            admin::block_on(client.delete_records(&until, &options)).map_err(|error| failed(&error))?;
         let answered = answer.and_then(|answer| answer.elements().iter().try_for_each(|one| one.error()));
         answered.map_err(|error| refusal(&error))
+    }
+
+    fn changelog(&self, topic: TopicId) -> String {
+        // Made from the same topics as whatever is trimmed.
+        self.topics
+            .get(&topic)
+            .map_or_else(String::new, |names| names.changelog.clone())
     }
 }
 

@@ -10,6 +10,7 @@ use std::thread;
 
 use super::changelog::{self, Ends, Read, Span};
 use super::transactions::Names;
+use crate::broker;
 use crate::config::Settings;
 use crate::error::Error;
 use crate::journal::extents::Extents;
@@ -117,24 +118,30 @@ impl Drop for Restorer {
 }
 
 fn work(parts: &Parts, wanted: &Wanted, job: &[(PartitionId, Ticket)], restored: &dyn Fn(Restored)) {
-    let left: Vec<_> = job
-        .iter()
-        .copied()
-        .filter(|(id, ticket)| wanted.wants(*id, *ticket))
-        .collect();
-    if left.is_empty() {
-        return;
-    }
-    let mut reading = Reading {
-        ids: Vec::new(),
-        of: Vec::new(),
-        restored,
-    };
-    let outcome = begin(parts, &left, &mut reading).and_then(|spans| {
-        let stop = || !left.iter().any(|(id, ticket)| wanted.wants(*id, *ticket));
-        changelog::read(&parts.settings, spans, &stop, |read| reading.read(read))
-    });
-    if let Err(error) = outcome {
+    let mut left: Vec<_> = job.to_vec();
+    for turn in 1.. {
+        left.retain(|(id, ticket)| wanted.wants(*id, *ticket));
+        if left.is_empty() {
+            return;
+        }
+        let mut reading = Reading {
+            ids: Vec::new(),
+            of: Vec::new(),
+            restored,
+        };
+        let outcome = begin(parts, &left, &mut reading).and_then(|spans| {
+            let stop = || !left.iter().any(|(id, ticket)| wanted.wants(*id, *ticket));
+            changelog::read(&parts.settings, spans, &stop, |read| reading.read(read))
+        });
+        let error = match outcome {
+            Ok(_) => return,
+            Err(error) => error,
+        };
+        if turn < TURNS_MAX && matches!(error, Error::Broker(broker::Error::ChangelogTrimmed { .. })) {
+            tracing::info!(why = %crate::error::chain(&error), "reading it anew");
+            left = reading.unread();
+            continue;
+        }
         // One reason for whichever is not read yet: the consumer stops with it.
         if let Some((id, ticket)) = left.first().copied() {
             restored(Restored {
@@ -143,8 +150,12 @@ fn work(parts: &Parts, wanted: &Wanted, job: &[(PartitionId, Ticket)], restored:
                 outcome: Err(error),
             });
         }
+        return;
     }
 }
+
+/// The last owner trims once more at most after it has lost a partition; another owner may come in between.
+const TURNS_MAX: usize = 10;
 
 /// What is to be read, from the store's copies on.
 fn begin(
@@ -187,6 +198,11 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
+    fn unread(&self) -> Vec<(PartitionId, Ticket)> {
+        let both = self.ids.iter().zip(&self.of);
+        both.filter(|(_, of)| of.is_some()).map(|(id, _)| *id).collect()
+    }
+
     fn read(&mut self, read: Read<'_>) -> Result<(), Error> {
         match read {
             Read::Message { span, offset, bytes } => match self.of.get_mut(span) {

@@ -342,9 +342,15 @@ fn what_is_open_is_written_again_behind_everything_before() {
     assert!(rewritten.recv().unwrap() > 0);
     assert_eq!(acks.state(), Ok(1));
     assert!(rig.journal.settle());
-    assert_eq!((rig.script.log(), rig.known(0)), (vec![vec![0]; 2], (Some(11), Some(2))));
+    assert_eq!(
+        (rig.script.log(), rig.known(0)),
+        (vec![vec![0]; 2], (Some(11), Some(2)))
+    );
     gate.clear();
-    assert!(rig.journal.rewrite(id(0), gate).recv().is_err(), "nothing in the name of what is over");
+    assert!(
+        rig.journal.rewrite(id(0), gate).recv().is_err(),
+        "nothing in the name of what is over"
+    );
     let never = rig.journal.rewrite(id(1), Gate::mint(Fence(0)));
     assert!(never.recv().is_err(), "it stands nowhere");
     assert_eq!(rig.script.log().len(), 2);
