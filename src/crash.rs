@@ -78,6 +78,38 @@ fn send(signal: &str) {
         .status();
 }
 
+/// Protecting rules that can be switched off, to see that a campaign notices: `HAPAX_BREAK=<name>`.
+///
+/// - `drain`: a revoked partition is neither drained nor fenced before it is given away
+/// - `fence`: the journal writes what belongs to an assignment that is over
+/// - `offsets`: a transaction carries offsets only where a commit point moved
+/// - `slots`: everything that is ready is begun
+/// - `target`: a changelog is read to the last stable offset
+/// - `time`: partition time is not restored
+pub const RULES: &[&str] = &["drain", "fence", "offsets", "slots", "target", "time"];
+
+/// Whether a protecting rule is switched off.
+#[cfg(not(feature = "testing"))]
+#[inline(always)]
+pub(crate) fn is_off(_: &'static str) -> bool {
+    false
+}
+
+/// Whether a protecting rule is switched off.
+#[cfg(feature = "testing")]
+pub(crate) fn is_off(rule: &'static str) -> bool {
+    static OFF: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    let off = OFF.get_or_init(|| {
+        let name = std::env::var("HAPAX_BREAK").ok()?;
+        assert!(
+            RULES.contains(&name.as_str()),
+            "HAPAX_BREAK={name}: no such rule, there are {RULES:?}"
+        );
+        Some(name)
+    });
+    off.as_deref() == Some(rule)
+}
+
 /// Until the signal arrives.
 #[cfg(feature = "testing")]
 fn rest() -> ! {

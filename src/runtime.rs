@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -376,7 +377,8 @@ fn replicate(
         owners,
         extents: extents.clone(),
         frame_bytes_max: FRAME_BYTES_MAX,
-        give_up: 4 * timeout,
+        // Brokers that are away for minutes come back; whoever waits for longer wants somebody to look.
+        give_up: Duration::from_secs(600).max(4 * timeout),
         // A turn is at most: renewing, finding, writing and aborting.
         call_max: 6 * timeout,
         clock: Clock::system(),

@@ -147,7 +147,9 @@ fn by_the_changelog(committed: &Committed, position: Option<Position>) -> (Commi
     let marked_ms = committed.mark.and_then(|mark| mark.time_ms);
     let start = CommitPoint {
         next,
-        time_ms: marked_ms.or(position.and_then(|position| position.time_ms)),
+        time_ms: marked_ms
+            .or(position.and_then(|position| position.time_ms))
+            .filter(|_| !crate::crash::is_off("time")),
     };
     let missing = match position {
         Some(position) if position.commit_point >= next => None,

@@ -66,7 +66,12 @@ impl Ends {
     pub(crate) fn new(settings: &Arc<Settings>) -> Result<Self, Error> {
         let mut config = super::producer::without_consumer_properties(settings);
         config.set("group.id", &settings.group);
-        config.set("isolation.level", "read_uncommitted");
+        let isolation = if crate::crash::is_off("target") {
+            "read_committed"
+        } else {
+            "read_uncommitted"
+        };
+        config.set("isolation.level", isolation);
         config.set("allow.auto.create.topics", "false");
         let everything = config
             .create()

@@ -273,10 +273,14 @@ impl PollThread {
             tracing::warn!(partitions = ids.len(), "partitions lost");
         } else {
             crate::crash::point("during-rebalance");
-            self.drain(&ids, true)?;
+            if !crate::crash::is_off("drain") {
+                self.drain(&ids, true)?;
+            }
         }
         // The fence comes down before unassign: from there on another member may own the partition (Inv 5).
-        self.assignments.end(&ids);
+        if lost || !crate::crash::is_off("drain") {
+            self.assignments.end(&ids);
+        }
         self.queues.retain(|queue| !ids.contains(&queue.id));
         let mut list = TopicPartitionList::new();
         for (topic, partition) in partitions {

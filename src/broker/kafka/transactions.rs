@@ -117,7 +117,9 @@ impl KafkaTransactions {
         crate::crash::point("in-transaction");
         let written = deliveries.wait(deadline)?;
         crate::crash::point("before-offsets");
-        producer.send_offsets_to_transaction(&self.offsets(group)?, member, left(deadline))?;
+        if !crate::crash::is_off("offsets") || have_moved(group) {
+            producer.send_offsets_to_transaction(&self.offsets(group)?, member, left(deadline))?;
+        }
         crate::crash::point("before-commit-transaction");
         producer
             .commit_transaction(left(deadline))
@@ -303,6 +305,15 @@ impl Cause {
             )
         )
     }
+}
+
+/// With the rule switched off that every transaction carries offsets: only those that moved a commit point do.
+fn have_moved(group: &Group) -> bool {
+    static LAST: Mutex<BTreeMap<PartitionId, i64>> = Mutex::new(BTreeMap::new());
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    group.points.iter().fold(false, |moved, (id, point)| {
+        moved | (last.insert(*id, point.next.0) != Some(point.next.0))
+    })
 }
 
 fn left(deadline: Instant) -> Duration {
