@@ -152,6 +152,15 @@ impl Commits {
         self.board().get(&id)?.acknowledged?.time_ms
     }
 
+    /// Every assignment that lives, with what the broker has of it.
+    pub(crate) fn served(&self) -> Vec<(PartitionId, Gate, CommitPoint)> {
+        self.board()
+            .iter()
+            .filter(|(_, entry)| entry.gate.accepts())
+            .filter_map(|(id, entry)| Some((*id, entry.gate.clone(), entry.acknowledged?)))
+            .collect()
+    }
+
     /// What the broker has, by partition: what deletion goes by.
     pub(crate) fn acknowledged(&self) -> Vec<(PartitionId, CommitPoint)> {
         self.board()

@@ -135,6 +135,8 @@ mod sweep;
 pub mod testing;
 pub mod token;
 mod trace;
+#[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
+mod trim;
 pub mod window;
 
 pub use bytes::Bytes;

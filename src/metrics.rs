@@ -95,6 +95,12 @@ definitions! {
         "Tokens read back from the topic into a cold window, as done with an unknown outcome.";
     REBUILD_LEFT = "hapax_rebuild_left_offsets", Gauge, Count, ["topic", "partition"],
         "Offsets that a rebuild has still to read before it serves the partition.";
+    RESTORING = "hapax_restoring_partitions", Gauge, Count, ["topic"],
+        "Partitions whose changelog is being read: they are assigned, and not served yet.";
+    RESTORE_RECORDS = "hapax_restored_records_total", Counter, Count, ["topic"],
+        "Records read from the changelog and written to this disk.";
+    RESTORE = "hapax_restore_seconds", Histogram, Seconds, ["topic"],
+        "Time to read one partition's changelog, from where this disk stood to its end.";
     EFFECTIVE_WINDOW = "hapax_effective_window_seconds", Gauge, Seconds, ["topic"],
         "How far back the window reaches now, by log time.";
     WINDOW_BYTES = "hapax_window_bytes", Gauge, Bytes, ["topic"],
@@ -144,6 +150,10 @@ pub fn buckets(histogram: &str) -> &'static [f64] {
         name::RECORD => &[
             0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0,
             10.0,
+        ],
+        // From a tail to a whole window.
+        name::RESTORE => &[
+            0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0,
         ],
         _ => &[],
     }
@@ -295,6 +305,44 @@ impl PartitionMeters {
 pub(crate) fn rebuild_left(topic: &str, partition: i32, offsets: i64) {
     metrics::gauge!(name::REBUILD_LEFT, "topic" => topic.to_owned(), "partition" => partition.to_string())
         .set(offsets as f64);
+}
+
+/// One partition that is being restored, counted as such until this is dropped.
+pub(crate) struct RestoreMeters {
+    restoring: Gauge,
+    records: Counter,
+    seconds: Histogram,
+    counted: u64,
+}
+
+impl RestoreMeters {
+    pub(crate) fn new(topic: &str) -> Self {
+        let restoring = metrics::gauge!(name::RESTORING, "topic" => topic.to_owned());
+        restoring.increment(1.0);
+        Self {
+            restoring,
+            records: metrics::counter!(name::RESTORE_RECORDS, "topic" => topic.to_owned()),
+            seconds: metrics::histogram!(name::RESTORE, "topic" => topic.to_owned()),
+            counted: 0,
+        }
+    }
+
+    /// So many records of it are in the store by now.
+    pub(crate) fn restored(&mut self, records: u64) {
+        self.records.increment(records.saturating_sub(self.counted));
+        self.counted = records;
+    }
+
+    /// It is read to its end.
+    pub(crate) fn took(&self, took: std::time::Duration) {
+        self.seconds.record(took.as_secs_f64());
+    }
+}
+
+impl Drop for RestoreMeters {
+    fn drop(&mut self) {
+        self.restoring.decrement(1.0);
+    }
 }
 
 /// Sets the lag of a partition, which the broker edge knows from the client's statistics.

@@ -11,6 +11,15 @@ use std::time::Duration;
 
 use crate::clock::Instant;
 
+/// What the poll thread serves nothing of, though it was given it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Unserved {
+    /// Partitions that are refused as cold, or because their log is not what it was.
+    pub(crate) refused: usize,
+    /// Partitions that are being restored, until the first ones of the process are.
+    pub(crate) restoring: usize,
+}
+
 /// Shared by the poll thread, which beats once a turn, and the partition tasks.
 #[derive(Debug, Clone)]
 pub(crate) struct Pulse(Arc<Inner>);

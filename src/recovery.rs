@@ -6,13 +6,20 @@
 //! restart in the middle resumes there.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::clock::{self, Instant};
 use crate::error::Error;
+use crate::journal::extents::Extents;
 use crate::journal::frame::{self, Owner};
+use crate::metrics::RestoreMeters;
 use crate::store::{Changes, PartitionId, Store};
 
 /// Records applied to the store at a time: enough to share a write, few enough to be held in memory.
 const APPLY: usize = 20_000;
+
+/// How often it says how far it is.
+const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// One partition that is being read.
 pub(crate) struct Recovery {
@@ -20,6 +27,12 @@ pub(crate) struct Recovery {
     changelog: String,
     owner: Owner,
     store: Arc<dyn Store>,
+    extents: Extents,
+    meters: RestoreMeters,
+    /// What of the log is read.
+    span: (i64, i64),
+    begun: Instant,
+    said: Instant,
     pending: Vec<Changes>,
     entries: usize,
     /// The changelog's offset after what is pending.
@@ -44,14 +57,18 @@ impl Recovery {
     /// A store that fails.
     pub(crate) fn begin(
         store: &Arc<dyn Store>,
+        extents: &Extents,
         id: PartitionId,
-        changelog: &str,
+        (topic, changelog): (&str, &str),
         owner: Owner,
         (low, high): (i64, i64),
     ) -> Result<(Self, i64), Error> {
         let from = match store.load(id)?.changelog {
             // Nothing was deleted that the store has not seen, and it is no log that was made again.
-            Some(next) if (low..=high).contains(&next) => next,
+            Some(next) if (low..=high).contains(&next) => {
+                extents.resume(id, next, store.seen_until(id)?);
+                next
+            }
             known => {
                 if let Some(next) = known {
                     tracing::warn!(
@@ -64,14 +81,30 @@ impl Recovery {
                     );
                 }
                 store.clear(id)?;
+                extents.begin(id);
                 low
             }
         };
+        if from < high {
+            tracing::info!(
+                changelog,
+                partition = id.partition,
+                from,
+                to = high,
+                "restoring from the changelog"
+            );
+        }
+        let now = clock::now();
         let recovery = Self {
             id,
             changelog: changelog.to_owned(),
             owner,
             store: Arc::clone(store),
+            extents: extents.clone(),
+            meters: RestoreMeters::new(topic),
+            span: (from, high),
+            begun: now,
+            said: now,
             pending: Vec::new(),
             entries: 0,
             next: from,
@@ -102,11 +135,34 @@ impl Recovery {
         self.read.records += records as u64;
         self.entries += records + 1;
         self.next = offset + 1;
+        self.extents
+            .extend(self.id, self.next, bytes.len() as u64, [&changes]);
         self.pending.push(changes);
         if self.entries >= APPLY {
             self.apply()?;
+            self.say();
         }
         Ok(())
+    }
+
+    /// A restore of minutes says that it goes on.
+    fn say(&mut self) {
+        let now = clock::now();
+        if now.saturating_duration_since(self.said) < SAY_EVERY {
+            return;
+        }
+        self.said = now;
+        let (from, to) = self.span;
+        let percent = (self.next - from) * 100 / (to - from).max(1);
+        tracing::info!(
+            changelog = %self.changelog, partition = self.id.partition, records = self.read.records,
+            records_per_second = self.rate(now), at = self.next, to, "restoring, {percent} %"
+        );
+    }
+
+    fn rate(&self, now: Instant) -> u64 {
+        let took = now.saturating_duration_since(self.begun).as_secs_f64();
+        (self.read.records as f64 / took.max(0.001)) as u64
     }
 
     /// Everything is read; the changelog goes on at `next`.
@@ -116,11 +172,19 @@ impl Recovery {
     pub(crate) fn end(mut self, next: i64) -> Result<Progress, Error> {
         self.next = self.next.max(next);
         self.apply()?;
+        let now = clock::now();
+        let took = now.saturating_duration_since(self.begun);
+        self.meters.took(took);
+        tracing::info!(
+            changelog = %self.changelog, partition = self.id.partition, frames = self.read.frames,
+            records = self.read.records, records_per_second = self.rate(now), ?took, "restored from the changelog"
+        );
         Ok(self.read)
     }
 
     fn apply(&mut self) -> Result<(), Error> {
         self.store.apply_logged(&self.pending, &[(self.id, self.next)])?;
+        self.meters.restored(self.read.records);
         self.pending.clear();
         self.entries = 0;
         Ok(())

@@ -72,6 +72,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "store::conformance",
             "store::memory",
             "store::rocks",
+            "trim",
         ],
     ),
     (

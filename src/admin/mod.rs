@@ -104,6 +104,7 @@ fn answer(why_not: Option<String>, well: &'static str) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pulse::Unserved;
     use std::io::{Read as _, Write as _};
     use std::net::TcpStream;
     use tokio::sync::watch;
@@ -124,7 +125,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn it_says_why_it_is_not_ready_until_it_is() {
-        let (cold, reported) = watch::channel(0);
+        let (cold, reported) = watch::channel(Unserved::default());
         let readiness = Arc::new(Readiness::new(reported));
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Server::start(listen, Arc::clone(&readiness)).await.unwrap();
@@ -132,11 +133,29 @@ mod tests {
         let (status, why) = get(address, "/readyz");
         assert_eq!((status, why.contains("no assignment")), (503, true), "{why}");
         assert_eq!(get(address, "/healthz").0, 200);
-        cold.send_replace(0);
+        cold.send_replace(Unserved::default());
         assert_eq!(get(address, "/readyz"), (200, "ready\n".to_owned()));
-        cold.send_replace(2);
-        assert!(get(address, "/readyz").1.contains("2 partitions"));
-        cold.send_replace(0);
+        let restoring = Unserved {
+            restoring: 1,
+            ..Unserved::default()
+        };
+        cold.send_replace(restoring);
+        assert!(
+            get(address, "/readyz")
+                .1
+                .contains("1 partition is being restored")
+        );
+        let refused = Unserved {
+            refused: 2,
+            ..restoring
+        };
+        cold.send_replace(refused);
+        assert!(
+            get(address, "/readyz")
+                .1
+                .contains("2 partitions are refused as cold")
+        );
+        cold.send_replace(Unserved::default());
         readiness.stop();
         assert!(get(address, "/readyz").1.contains("stopping"));
         assert_eq!(get(address, "/healthz").0, 200, "it drains, which is healthy");
@@ -149,7 +168,7 @@ mod tests {
     async fn a_taken_port_is_refused_with_the_key_to_change() {
         let holder = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let listen = holder.local_addr().unwrap();
-        let (_cold, reported) = watch::channel(0);
+        let (_cold, reported) = watch::channel(Unserved::default());
         let error = Server::start(listen, Arc::new(Readiness::new(reported)))
             .await
             .unwrap_err();
@@ -162,7 +181,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn the_port_is_free_again_after_the_server() {
-        let (_cold, reported) = watch::channel(0);
+        let (_cold, reported) = watch::channel(Unserved::default());
         let readiness = Arc::new(Readiness::new(reported));
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Server::start(listen, Arc::clone(&readiness)).await.unwrap();
@@ -187,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_poll_thread_that_stands_still_is_not_healthy() {
-        let (_cold, reported) = watch::channel(0);
+        let (_cold, reported) = watch::channel(Unserved::default());
         let readiness = Readiness::new(reported);
         let (now, session) = (crate::clock::now(), std::time::Duration::from_secs(6));
         let pulse = crate::pulse::Pulse::new(now, session);
@@ -203,7 +222,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_recorder_that_was_there_first_is_respected() {
-        let (_cold, reported) = watch::channel(0);
+        let (_cold, reported) = watch::channel(Unserved::default());
         let shared = Shared {
             readiness: Arc::new(Readiness::new(reported)),
             page: None,

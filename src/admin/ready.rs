@@ -6,22 +6,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::watch;
 
 use crate::clock::Instant;
-use crate::pulse::Pulse;
+use crate::pulse::{Pulse, Unserved};
 
 /// What the port says of one consumer. The poll thread holds the other end of the channel: it reports at every
-/// assignment how many partitions it refuses, and it is gone when the thread is.
+/// assignment how many partitions it does not serve, and it is gone when the thread is.
 #[derive(Debug)]
 pub(crate) struct Readiness {
-    cold: watch::Receiver<usize>,
+    unserved: watch::Receiver<Unserved>,
     pulse: OnceLock<Pulse>,
     stopping: AtomicBool,
 }
 
 impl Readiness {
     /// Not ready until the first report comes.
-    pub(crate) const fn new(cold: watch::Receiver<usize>) -> Self {
+    pub(crate) const fn new(unserved: watch::Receiver<Unserved>) -> Self {
         Self {
-            cold,
+            unserved,
             pulse: OnceLock::new(),
             stopping: AtomicBool::new(false),
         }
@@ -40,7 +40,7 @@ impl Readiness {
 
     /// Why the process should be started again, if it should.
     pub(super) fn unhealthy(&self, now: Instant) -> Option<String> {
-        if self.cold.has_changed().is_err() {
+        if self.unserved.has_changed().is_err() {
             return Some("the poll thread has ended".to_owned());
         }
         // At the end it waits for the group to let it go, which has its own limit.
@@ -54,20 +54,27 @@ impl Readiness {
         if self.stopping.load(Ordering::Acquire) {
             return Some("stopping: it finishes what runs and takes nothing more".to_owned());
         }
-        match (self.cold.has_changed(), *self.cold.borrow()) {
-            (Err(_), _) => Some("the poll thread has ended".to_owned()),
+        let Unserved { refused, restoring } = *self.unserved.borrow();
+        match self.unserved.has_changed() {
+            Err(_) => Some("the poll thread has ended".to_owned()),
             // Never marked as seen here, so it stays changed after the first report.
-            (Ok(false), _) => {
-                Some("no assignment yet: it opens the store, or waits for its group".to_owned())
-            }
-            (Ok(true), 0) => None,
-            (Ok(true), cold) => Some(format!(
+            Ok(false) => Some("no assignment yet: it opens the store, or waits for its group".to_owned()),
+            Ok(true) if refused > 0 => Some(format!(
                 "{} refused as cold: this store does not hold their past (the log says which, and `cold` decides)",
-                match cold {
-                    1 => "1 partition is".to_owned(),
-                    several => format!("{several} partitions are"),
-                }
+                partitions(refused)
             )),
+            Ok(true) if restoring > 0 => Some(format!(
+                "{} being restored from the changelog (the log says how far, and `hapax_restoring_partitions` how many)",
+                partitions(restoring)
+            )),
+            Ok(true) => None,
         }
+    }
+}
+
+fn partitions(count: usize) -> String {
+    match count {
+        1 => "1 partition is".to_owned(),
+        several => format!("{several} partitions are"),
     }
 }

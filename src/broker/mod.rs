@@ -265,6 +265,14 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// A changelog was trimmed by its last owner while it was read. hapax reads it anew.
+    #[error("changelog {topic}[{partition}] was trimmed while it was read")]
+    ChangelogTrimmed {
+        /// The changelog.
+        topic: String,
+        /// The partition.
+        partition: i32,
+    },
     /// The client failed for good. hapax stopped with everything recorded; start it again.
     #[error("kafka client failed: {0}")]
     Fatal(String),

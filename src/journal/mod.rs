@@ -15,6 +15,7 @@ use crate::fence::Gate;
 use crate::ledger::CommitPoint;
 use crate::store::Changes;
 
+pub(crate) mod extents;
 pub(crate) mod frame;
 pub mod local;
 pub(crate) mod replicated;

@@ -21,13 +21,15 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use super::extents::Extents;
 use super::frame::{self, Head, Owner, Session};
 use super::{Acks, Failure, Journal, Submission};
 use crate::attempt::panic_text;
 use crate::broker::Letter;
 use crate::clock::{self, Clock};
+use crate::fence::Gate;
 use crate::ledger::CommitPoint;
-use crate::store::{Changes, PartitionId, Store, TopicId};
+use crate::store::{Changes, PartitionId, Position, Store, TopicId};
 use watch::Watch;
 
 #[cfg(test)]
@@ -90,6 +92,8 @@ pub(crate) enum Failed {
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
     pub(crate) owners: BTreeMap<TopicId, Owner>,
+    /// Hears of what is written.
+    pub(crate) extents: Extents,
     /// No frame is longer, unless one record is.
     pub(crate) frame_bytes_max: usize,
     /// A group that could not be written for so long ends the consumer.
@@ -125,15 +129,27 @@ impl Threads {
     }
 }
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all are submissions, and a box would be an allocation for each"
-)]
 #[derive(Debug)]
 enum Order {
     Submit(Submission),
     /// To be told when everything before is applied.
     Settle(mpsc::Sender<()>),
+    Rewrite(Rewrite),
+}
+
+/// What is open in one partition is to be written again.
+#[derive(Debug)]
+struct Rewrite {
+    id: PartitionId,
+    gate: Gate,
+    /// To be told how many bytes it was, once it is committed.
+    done: mpsc::Sender<u64>,
+}
+
+/// What is done between two groups.
+enum Between {
+    Settle(mpsc::Sender<()>),
+    Rewrite(Rewrite),
 }
 
 /// What is durable, on its way to the store.
@@ -141,6 +157,7 @@ enum Applied {
     Group {
         changes: Vec<Changes>,
         ends: Ends,
+        bytes: BTreeMap<PartitionId, u64>,
         acks: Vec<(Arc<Acks>, u64)>,
     },
     Settle(mpsc::Sender<()>),
@@ -154,6 +171,9 @@ const ENTRIES_MAX: usize = 30_000;
 
 /// Groups that are durable and wait for the store.
 const APPLYING_MAX: usize = 2;
+
+/// Open records that are written again in one transaction, in bytes: they wait in memory, and others wait for them.
+const REWRITE_BYTES: usize = 8 << 20;
 
 /// Between two tries of a group that was aborted: at first, and at most. A rebalance takes about as long.
 const AGAIN: Duration = Duration::from_millis(10);
@@ -175,16 +195,17 @@ impl Replicated {
         let (watch, watching) = Watch::start(rules.call_max, Arc::clone(&broken))?;
         let (apply, applying) = mpsc::sync_channel(APPLYING_MAX);
         let applier = {
-            let store = Arc::clone(&store);
+            let (store, extents) = (Arc::clone(&store), rules.extents.clone());
             thread::Builder::new()
                 .name("hapax-apply".into())
-                .spawn(move || apply_all(&*store, &applying))?
+                .spawn(move || apply_all(&*store, &extents, &applying))?
         };
         let writer = Writer {
             transactions,
             store,
             session: Session::create(),
             number: 0,
+            bytes: BTreeMap::new(),
             unresolved: None,
             rules,
             apply,
@@ -210,7 +231,7 @@ impl Replicated {
                     match order {
                         Order::Submit(submission) => submission.acks.fail(Failure::Broken(why.clone())),
                         // Dropped unanswered: whoever waits sees that it is over.
-                        Order::Settle(_) => {}
+                        Order::Settle(_) | Order::Rewrite(_) => {}
                     }
                 }
             })?;
@@ -222,6 +243,18 @@ impl Replicated {
     pub(crate) fn settle(&self) -> bool {
         let (done, settled) = mpsc::channel();
         self.orders.send(Order::Settle(done)).is_ok() && settled.recv().is_ok()
+    }
+
+    /// Writes what is open in a partition again, with where it stands, so that no frame before is needed for it. How many
+    /// bytes that was is told once it is committed; nothing is told where it was not.
+    ///
+    /// It is what the store has when everything before is applied, written before anything after: so it is what is open,
+    /// whatever its task has submitted meanwhile.
+    pub(crate) fn rewrite(&self, id: PartitionId, gate: Gate) -> mpsc::Receiver<u64> {
+        let (done, rewritten) = mpsc::channel();
+        // Where the journal has ended the other end is dropped, which says so.
+        let _ = self.orders.send(Order::Rewrite(Rewrite { id, gate, done }));
+        rewritten
     }
 }
 
@@ -240,6 +273,8 @@ struct Writer<T> {
     store: Arc<dyn Store>,
     session: Session,
     number: u64,
+    /// How long the frames of the last group are.
+    bytes: BTreeMap<PartitionId, u64>,
     /// The number of a group that may be written, or not: nothing else is written before that is known.
     unresolved: Option<u64>,
     rules: Rules,
@@ -252,7 +287,7 @@ impl<T: Transactions> Writer<T> {
     fn serve(mut self, inbox: &mpsc::Receiver<Order>) -> Result<(), String> {
         let mut group = Vec::new();
         while let Ok(first) = inbox.recv() {
-            let mut settle = None;
+            let mut between = None;
             let mut entries = 0;
             let mut next = Some(first);
             while let Some(order) = next {
@@ -262,7 +297,11 @@ impl<T: Transactions> Writer<T> {
                         group.push(submission);
                     }
                     Order::Settle(done) => {
-                        settle = Some(done);
+                        between = Some(Between::Settle(done));
+                        break;
+                    }
+                    Order::Rewrite(rewrite) => {
+                        between = Some(Between::Rewrite(rewrite));
                         break;
                     }
                 }
@@ -277,10 +316,63 @@ impl<T: Transactions> Writer<T> {
                 }
                 return Err(why);
             }
-            if let Some(done) = settle {
-                self.hand_on(Applied::Settle(done))?;
+            match between {
+                None => {}
+                Some(Between::Settle(done)) => self.hand_on(Applied::Settle(done))?,
+                Some(Between::Rewrite(rewrite)) => self.rewrite(&rewrite)?,
             }
         }
+        Ok(())
+    }
+
+    fn rewrite(&mut self, of: &Rewrite) -> Result<(), String> {
+        let (applied, settled) = mpsc::channel();
+        self.hand_on(Applied::Settle(applied))?;
+        // The applier says itself why it has ended.
+        if settled.recv().is_err() {
+            return Err("the store takes no more writes".to_owned());
+        }
+        let known = self.store.load(of.id);
+        let known = known.map_err(|error| crate::error::chain(&error))?;
+        let Some(position) = known.position else {
+            return Ok(());
+        };
+        let mut open = known.open.into_iter().peekable();
+        let mut bytes = 0;
+        loop {
+            let mut changes = Changes::new(of.id);
+            let mut room = REWRITE_BYTES;
+            while let Some(record) =
+                open.next_if(|record| changes.opened.is_empty() || record.bytes() <= room)
+            {
+                room = room.saturating_sub(record.bytes());
+                changes.opened.push(record);
+            }
+            // Where it stands already: this moves nothing.
+            changes.position = Some(Position {
+                written_ms: self.rules.clock.wall_ms(),
+                ..position
+            });
+            let acks = Arc::new(Acks::default());
+            let mut group = vec![Submission {
+                gate: of.gate.clone(),
+                acks: Arc::clone(&acks),
+                number: 1,
+                changes,
+                letters: Vec::new(),
+                stands: None,
+            }];
+            self.write(&mut group)?;
+            if acks.state().is_err() {
+                return Ok(());
+            }
+            bytes += self.bytes.get(&of.id).copied().unwrap_or(0);
+            if open.peek().is_none() {
+                break;
+            }
+        }
+        // Whoever asked may have gone.
+        let _ = of.done.send(bytes);
         Ok(())
     }
 
@@ -340,6 +432,10 @@ impl<T: Transactions> Writer<T> {
         let member = member.map_err(Failed::Aborted)?;
         self.number += 1;
         let made = self.make(group)?;
+        self.bytes.clear();
+        for (id, frame) in &made.frames {
+            *self.bytes.entry(*id).or_default() += frame.len() as u64;
+        }
         crate::crash::point("before-transaction");
         let outcome = self.transactions.commit(&member, &made);
         if let Err(Failed::Unknown(_)) = outcome {
@@ -358,8 +454,14 @@ impl<T: Transactions> Writer<T> {
             changes.push(submission.changes);
             acks.push((submission.acks, submission.number));
         }
-        self.hand_on(Applied::Group { changes, ends, acks })
-            .map_err(Failed::Refused)
+        let bytes = self.bytes.clone();
+        self.hand_on(Applied::Group {
+            changes,
+            ends,
+            bytes,
+            acks,
+        })
+        .map_err(Failed::Refused)
     }
 
     fn make(&self, group: &[Submission]) -> Result<Group, Failed> {
@@ -426,10 +528,15 @@ impl<T: Transactions> Writer<T> {
 }
 
 /// Applies what is durable until there is no more, or says why the store takes nothing.
-fn apply_all(store: &dyn Store, applying: &mpsc::Receiver<Applied>) -> Result<(), String> {
+fn apply_all(store: &dyn Store, extents: &Extents, applying: &mpsc::Receiver<Applied>) -> Result<(), String> {
     for applied in applying {
         match applied {
-            Applied::Group { changes, ends, acks } => {
+            Applied::Group {
+                changes,
+                ends,
+                bytes,
+                acks,
+            } => {
                 let logged: Vec<_> = ends.into_iter().collect();
                 if let Err(error) = store.apply_logged(&changes, &logged) {
                     let why = crate::error::chain(&error);
@@ -437,6 +544,10 @@ fn apply_all(store: &dyn Store, applying: &mpsc::Receiver<Applied>) -> Result<()
                         acks.fail(Failure::Broken(why.clone()));
                     }
                     return Err(why);
+                }
+                for (id, next) in logged {
+                    let of_it = changes.iter().filter(|changes| changes.partition == id);
+                    extents.extend(id, next, bytes.get(&id).copied().unwrap_or(0), of_it);
                 }
                 for (acks, number) in acks {
                     acks.acknowledge(number);

@@ -87,6 +87,7 @@ pub fn every_claim<M: Medium>(mut medium: impl FnMut() -> M) {
     acts_are_kept_in_order(medium());
     a_closed_store_takes_no_write(medium());
     logged::what_is_logged_is_visible_at_once_and_survives_a_close(medium());
+    logged::the_newest_bucket_of_a_partition_is_known(medium());
     logged::after_a_kill_changes_and_the_changelog_agree(medium());
     logged::what_is_durable_takes_what_was_logged_along(medium());
     logged::a_partition_is_cleared_whole_and_alone(medium());

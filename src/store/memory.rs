@@ -380,6 +380,15 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn seen_until(&self, partition: PartitionId) -> Result<Option<i64>, Error> {
+        let memory = self.living("find the newest bucket")?;
+        let newest = memory
+            .state
+            .buckets_of(partition.topic)
+            .find(|(_, records)| records.keys().any(|(of, _)| *of == partition.partition));
+        Ok(newest.map(|(bucket, _)| bucket.end_ms))
+    }
+
     fn partitions(&self) -> Result<Vec<PartitionId>, Error> {
         let memory = self.living("list partitions")?;
         let state = &memory.state;

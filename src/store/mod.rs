@@ -246,6 +246,13 @@ pub trait Store: Send + Sync + 'static {
     /// An I/O error.
     fn forget_position(&self, partition: PartitionId) -> Result<(), Error>;
 
+    /// The moment before which every closed record of the partition was first seen, as near as its newest bucket says;
+    /// `None` where it has none. In milliseconds since the epoch.
+    ///
+    /// # Errors
+    /// An I/O error.
+    fn seen_until(&self, partition: PartitionId) -> Result<Option<i64>, Error>;
+
     /// Every partition with a position or an open record.
     ///
     /// # Errors

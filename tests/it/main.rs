@@ -39,3 +39,4 @@ mod start;
 mod store;
 mod sync_order;
 mod traces;
+mod trim;

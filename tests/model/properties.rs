@@ -19,7 +19,10 @@ pub(crate) const IN_DOUBT: &str = "Inv 3: a kill leaves no more in doubt than th
 pub(crate) const FENCES: &str = "Inv 5: no two assignments show the same fence";
 pub(crate) const ENDS: &str = "when nothing more can happen, everything is decided and committed";
 
-const ALWAYS: [(&str, fn(&Protocol, &State) -> bool); 7] = [
+/// Whether it holds in a state.
+type Holds = fn(&Protocol, &State) -> bool;
+
+const ALWAYS: [(&str, Holds); 7] = [
     (DECIDED, |protocol, state| {
         decided_below_the_commit(&protocol.world, state)
     }),

@@ -210,7 +210,7 @@ fn asker(settings: &Settings, group: Option<&str>) -> Result<BaseConsumer, Error
         .map_err(|error| Error::Config(crate::error::chain(&error)))
 }
 
-fn admin(settings: &Settings) -> Result<AdminClient<DefaultClientContext>, Error> {
+pub(super) fn admin(settings: &Settings) -> Result<AdminClient<DefaultClientContext>, Error> {
     producer::without_consumer_properties(settings)
         .create()
         .map_err(|error| Error::Config(crate::error::chain(&error)))
@@ -296,7 +296,7 @@ fn stated(resource: ConfigResource) -> BTreeMap<String, String> {
 }
 
 /// The client answers on a thread of its own, so nothing here needs the caller's runtime.
-fn block_on<T>(asking: impl Future<Output = T>) -> Result<T, Error> {
+pub(super) fn block_on<T>(asking: impl Future<Output = T>) -> Result<T, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|error| Error::Config(format!("no runtime to ask with: {error}")))?;
     Ok(runtime.block_on(asking))

@@ -109,7 +109,7 @@ struct Open {
 /// ends the reading. False where `stop` said so.
 ///
 /// # Errors
-/// What `each` said, or [`Error::ChangelogRead`].
+/// What `each` said, [`Error::ChangelogTrimmed`] where a span's beginning is gone, or [`Error::ChangelogRead`].
 pub(super) fn read<E: From<Error>>(
     settings: &Settings,
     spans: Vec<Span>,
@@ -201,7 +201,11 @@ pub(super) fn read_with<E: From<Error>>(
                         // The end of what is committed, which may have hidden the rest until now.
                         Some(RDKafkaErrorCode::PartitionEOF) => of.next = of.next.max(at.offset.0),
                         Some(RDKafkaErrorCode::AutoOffsetReset) => {
-                            return Err(failed(&of.span, &crate::error::chain(&at.error)).into());
+                            // What is asked for is not in the log any more.
+                            return Err(E::from(Error::ChangelogTrimmed {
+                                topic: of.span.topic.clone(),
+                                partition: of.span.partition,
+                            }));
                         }
                         // What the client cannot mend comes back, and the reader goes on waiting.
                         _ => {

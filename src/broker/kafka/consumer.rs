@@ -30,7 +30,7 @@ use crate::clock;
 use crate::commits::Due;
 use crate::config::Settings;
 use crate::error::Error;
-use crate::pulse::Pulse;
+use crate::pulse::{Pulse, Unserved};
 use crate::store::PartitionId;
 
 /// How long the thread rests where nothing wakes it: bounds how late the main queue is served.
@@ -62,24 +62,38 @@ pub(crate) struct PollThread {
     /// Where cold partitions are to be rebuilt.
     pub(super) rebuilding: Option<Rebuilding>,
     pub(super) strays: Strays,
-    pub(super) reported_cold: tokio::sync::watch::Sender<usize>,
+    pub(super) reported: tokio::sync::watch::Sender<Unserved>,
+    /// Whether everything that was assigned has been served once.
+    pub(super) has_restored: bool,
+}
+
+/// What it is made from.
+pub(crate) struct Parts {
+    pub(crate) settings: Arc<Settings>,
+    /// How many the topics have in all.
+    pub(crate) partitions: usize,
+    pub(crate) signal: Arc<Signal>,
+    pub(crate) pulse: Pulse,
+    pub(crate) reported: tokio::sync::watch::Sender<Unserved>,
+    pub(crate) replication: Option<Replication>,
+    pub(crate) rebuilding: Option<Rebuilding>,
 }
 
 impl PollThread {
-    /// Makes the consumer and subscribes. `partitions` is how many the topics have in all.
+    /// Makes the consumer and subscribes.
     ///
     /// # Errors
     /// Where the client refuses its configuration.
-    pub(crate) fn new(
-        settings: Arc<Settings>,
-        partitions: usize,
-        assignments: Assignments,
-        signal: Arc<Signal>,
-        pulse: Pulse,
-        reported_cold: tokio::sync::watch::Sender<usize>,
-        replication: Option<Replication>,
-        rebuilding: Option<Rebuilding>,
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(parts: Parts, assignments: Assignments) -> Result<Self, Error> {
+        let Parts {
+            settings,
+            partitions,
+            signal,
+            pulse,
+            reported,
+            replication,
+            rebuilding,
+        } = parts;
         let (answer, answers) = mpsc::channel();
         let answered = Arc::clone(&signal);
         let refused = |error: KafkaError| broker::Error::Config(crate::error::chain(&error));
@@ -111,7 +125,8 @@ impl PollThread {
             replication,
             rebuilding,
             strays: Strays::Unknown,
-            reported_cold,
+            reported,
+            has_restored: false,
         })
     }
 
@@ -144,6 +159,15 @@ impl PollThread {
             }
         }
         Ok(())
+    }
+
+    /// Tells what of the assignment is not served.
+    pub(super) fn report(&self) {
+        let pending = self.replication.as_ref().map_or(0, Replication::pending);
+        self.reported.send_replace(Unserved {
+            refused: self.refused.len() + self.unserved.len(),
+            restoring: if self.has_restored { 0 } else { pending },
+        });
     }
 
     /// Beats the pulse; false, and no beat, where it is stale already: then the partitions have to be lost first, or a

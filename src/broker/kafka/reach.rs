@@ -214,14 +214,14 @@ pub(super) fn config(settings: &Settings, spans: usize) -> ClientConfig {
     config
 }
 
+/// What the group has committed of a partition, and the ends of its log.
+pub(crate) type Stand = (Option<Committed>, (i64, i64));
+
 /// What the group has committed of those partitions, `None` where nothing, and the ends of their logs.
 ///
 /// # Errors
 /// Where the broker does not answer.
-pub(crate) fn committed(
-    settings: &Settings,
-    partitions: &[(String, i32)],
-) -> Result<Vec<(Option<Committed>, (i64, i64))>, Error> {
+pub(crate) fn committed(settings: &Settings, partitions: &[(String, i32)]) -> Result<Vec<Stand>, Error> {
     let consumer: BaseConsumer = config(settings, 1)
         .create()
         .map_err(|error| broker::Error::Config(crate::error::chain(&error)))?;

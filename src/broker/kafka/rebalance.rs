@@ -101,8 +101,6 @@ impl PollThread {
                 Err(error) => return Err(error),
             }
         }
-        self.reported_cold
-            .send_replace(self.refused.len() + self.unserved.len());
         let applied = match self.consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => self.consumer.incremental_assign(&list),
             _ => self.consumer.assign(&list),
@@ -112,6 +110,7 @@ impl PollThread {
             replication.member.join(&self.consumer);
             replication.come(coming);
         }
+        self.report();
         Ok(())
     }
 
@@ -161,8 +160,7 @@ impl PollThread {
     pub(super) fn refuse(&mut self, topic: &str, id: PartitionId) {
         self.queues.retain(|queue| queue.id != id);
         self.unserved.push(id);
-        self.reported_cold
-            .send_replace(self.refused.len() + self.unserved.len());
+        self.report();
         tracing::debug!(topic, partition = id.partition, "not served");
     }
 
@@ -308,8 +306,7 @@ impl PollThread {
             // What the drain could not move, because it still ran or its letter was not taken, is looked for again.
             self.strays = Strays::Unknown;
         }
-        self.reported_cold
-            .send_replace(self.refused.len() + self.unserved.len());
+        self.report();
         let applied = match self.consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => self.consumer.incremental_unassign(&list),
             _ => self.consumer.unassign(),

@@ -70,6 +70,11 @@ impl Replication {
         }
     }
 
+    /// Partitions that are assigned, and not served yet.
+    pub(super) fn pending(&self) -> usize {
+        self.coming.len() + self.fencing.len()
+    }
+
     /// They are given away, or lost.
     pub(super) fn go(&mut self, ids: &[PartitionId]) {
         for id in ids {
@@ -125,11 +130,17 @@ impl PollThread {
         let Some(replication) = &mut self.replication else {
             return Ok(());
         };
+        let mut served = 0;
         for Fencing { prepared, .. } in replication
             .fencing
             .extract_if(.., |fencing| fencing.acks.durable() > 0)
         {
             self.assignments.serve(prepared);
+            served += 1;
+        }
+        if served > 0 {
+            self.has_restored |= replication.pending() == 0;
+            self.report();
         }
         Ok(())
     }

@@ -10,9 +10,10 @@ use std::thread;
 
 use super::changelog::{self, Ends, Read, Span};
 use super::transactions::Names;
-use crate::clock;
+use crate::broker;
 use crate::config::Settings;
 use crate::error::Error;
+use crate::journal::extents::Extents;
 use crate::journal::frame::Owner;
 use crate::journal::replicated::Replicated;
 use crate::recovery::Recovery;
@@ -34,6 +35,7 @@ pub(crate) struct Parts {
     pub(crate) settings: Arc<Settings>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) journal: Replicated,
+    pub(crate) extents: Extents,
     pub(crate) topics: BTreeMap<TopicId, Names>,
 }
 
@@ -117,25 +119,30 @@ impl Drop for Restorer {
 }
 
 fn work(parts: &Parts, wanted: &Wanted, job: &[(PartitionId, Ticket)], restored: &dyn Fn(Restored)) {
-    let left: Vec<_> = job
-        .iter()
-        .copied()
-        .filter(|(id, ticket)| wanted.wants(*id, *ticket))
-        .collect();
-    if left.is_empty() {
-        return;
-    }
-    let mut reading = Reading {
-        ids: Vec::new(),
-        of: Vec::new(),
-        restored,
-        begun: clock::now(),
-    };
-    let outcome = begin(parts, &left, &mut reading).and_then(|spans| {
-        let stop = || !left.iter().any(|(id, ticket)| wanted.wants(*id, *ticket));
-        changelog::read(&parts.settings, spans, &stop, |read| reading.read(read))
-    });
-    if let Err(error) = outcome {
+    let mut left: Vec<_> = job.to_vec();
+    for turn in 1.. {
+        left.retain(|(id, ticket)| wanted.wants(*id, *ticket));
+        if left.is_empty() {
+            return;
+        }
+        let mut reading = Reading {
+            ids: Vec::new(),
+            of: Vec::new(),
+            restored,
+        };
+        let outcome = begin(parts, &left, &mut reading).and_then(|spans| {
+            let stop = || !left.iter().any(|(id, ticket)| wanted.wants(*id, *ticket));
+            changelog::read(&parts.settings, spans, &stop, |read| reading.read(read))
+        });
+        let error = match outcome {
+            Ok(_) => return,
+            Err(error) => error,
+        };
+        if turn < TURNS_MAX && matches!(error, Error::Broker(broker::Error::ChangelogTrimmed { .. })) {
+            tracing::info!(why = %crate::error::chain(&error), "reading it anew");
+            left = reading.unread();
+            continue;
+        }
         // One reason for whichever is not read yet: the consumer stops with it.
         if let Some((id, ticket)) = left.first().copied() {
             restored(Restored {
@@ -144,8 +151,12 @@ fn work(parts: &Parts, wanted: &Wanted, job: &[(PartitionId, Ticket)], restored:
                 outcome: Err(error),
             });
         }
+        return;
     }
 }
+
+/// The last owner trims once more at most after it has lost a partition; another owner may come in between.
+const TURNS_MAX: usize = 10;
 
 /// What is to be read, from the store's copies on.
 fn begin(
@@ -167,7 +178,8 @@ fn begin(
         };
         let log = ends.of(&names.changelog, id.partition)?;
         let owner = Owner::of(&parts.settings.group, &names.input);
-        let (recovery, from) = Recovery::begin(&parts.store, *id, &names.changelog, owner, log)?;
+        let topic = (names.input.as_str(), names.changelog.as_str());
+        let (recovery, from) = Recovery::begin(&parts.store, &parts.extents, *id, topic, owner, log)?;
         spans.push(Span {
             topic: names.changelog.clone(),
             partition: id.partition,
@@ -184,10 +196,14 @@ struct Reading<'a> {
     ids: Vec<(PartitionId, Ticket)>,
     of: Vec<Option<Recovery>>,
     restored: &'a dyn Fn(Restored),
-    begun: clock::Instant,
 }
 
 impl Reading<'_> {
+    fn unread(&self) -> Vec<(PartitionId, Ticket)> {
+        let both = self.ids.iter().zip(&self.of);
+        both.filter(|(_, of)| of.is_some()).map(|(id, _)| *id).collect()
+    }
+
     fn read(&mut self, read: Read<'_>) -> Result<(), Error> {
         match read {
             Read::Message { span, message } => match self.of.get_mut(span) {
@@ -201,16 +217,7 @@ impl Reading<'_> {
                 let (Some(recovery), Some((id, ticket))) = (recovery, self.ids.get(span).copied()) else {
                     return Ok(());
                 };
-                let progress = recovery.end(next)?;
-                let took = clock::now().saturating_duration_since(self.begun);
-                tracing::info!(
-                    topic = id.topic.0,
-                    partition = id.partition,
-                    frames = progress.frames,
-                    records = progress.records,
-                    ?took,
-                    "restored from the changelog"
-                );
+                recovery.end(next)?;
                 (self.restored)(Restored {
                     id,
                     ticket,

@@ -147,6 +147,7 @@ impl Rig {
         let (break_with, broken) = mpsc::channel();
         let rules = Rules {
             owners: BTreeMap::from([(TOPIC, Owner::of("g", "orders"))]),
+            extents: Extents::default(),
             frame_bytes_max: 1_000,
             give_up: Duration::from_secs(60),
             call_max,
@@ -330,6 +331,30 @@ fn an_unknown_fate_is_settled_before_anything_else_is_written() {
     let other = rig.submit(1, &Gate::mint(Fence(0)), 20);
     assert!(rig.journal.settle());
     assert_eq!(other.state(), Ok(1));
+}
+
+/// What is written again is what is open when everything before is applied, and it moves nothing.
+#[test]
+fn what_is_open_is_written_again_behind_everything_before() {
+    let rig = Rig::new(&Script::default(), LONG);
+    let gate = Gate::mint(Fence(0));
+    let acks = rig.submit(0, &gate, 10);
+    let rewritten = rig.journal.rewrite(id(0), gate.clone());
+    assert!(rewritten.recv().unwrap() > 0);
+    assert_eq!(acks.state(), Ok(1));
+    assert!(rig.journal.settle());
+    assert_eq!(
+        (rig.script.log(), rig.known(0)),
+        (vec![vec![0]; 2], (Some(11), Some(2)))
+    );
+    gate.clear();
+    assert!(
+        rig.journal.rewrite(id(0), gate).recv().is_err(),
+        "nothing in the name of what is over"
+    );
+    let never = rig.journal.rewrite(id(1), Gate::mint(Fence(0)));
+    assert!(never.recv().is_err(), "it stands nowhere");
+    assert_eq!(rig.script.log().len(), 2);
 }
 
 #[test]

@@ -49,6 +49,26 @@ pub fn what_is_logged_is_visible_at_once_and_survives_a_close(mut medium: impl M
     check(&start(&mut medium, &["orders"]));
 }
 
+/// What a changelog is trimmed by after a restart: of other partitions, and of what went with its bucket, nothing counts.
+pub fn the_newest_bucket_of_a_partition_is_known(mut medium: impl Medium) {
+    let store = start(&mut medium, &["orders"]);
+    let [at, other] = [3, 4].map(|number| partition(&store, "orders", number));
+    let close = |at, number: u8, first_seen_ms| Changes {
+        closed: vec![(key(number), done(number.into(), first_seen_ms))],
+        ..Changes::new(at)
+    };
+    assert_eq!(store.seen_until(at).unwrap(), None);
+    let group = [close(at, 1, 1_010), close(at, 2, 1_190), close(other, 3, 5_000)];
+    store.apply_logged(&group, &[(at, 1), (other, 1)]).unwrap();
+    assert_eq!(store.seen_until(at).unwrap(), Some(1_200));
+    assert_eq!(store.seen_until(other).unwrap(), Some(5_100));
+    store.drop_buckets(at.topic, 1_200).unwrap();
+    assert_eq!(store.seen_until(at).unwrap(), None);
+    assert_eq!(store.seen_until(other).unwrap(), Some(5_100));
+    store.clear(other).unwrap();
+    assert_eq!(store.seen_until(other).unwrap(), None);
+}
+
 /// The groups that one start logs, from the one of that number on: each closes a token of every partition, in one of
 /// two buckets, opens another instead of the one before, and moves the position.
 fn log(store: &dyn Store, partitions: &[PartitionId], numbers: std::ops::RangeInclusive<u8>) {

@@ -448,6 +448,10 @@ impl Store for RocksStore {
         self.writer("forget a position")?.forget_position(self, partition)
     }
 
+    fn seen_until(&self, partition: PartitionId) -> Result<Option<i64>, Error> {
+        self.newest_of(partition)
+    }
+
     fn partitions(&self) -> Result<Vec<PartitionId>, Error> {
         self.list_partitions()
     }

@@ -165,6 +165,27 @@ impl RocksStore {
         })
     }
 
+    /// The end of the newest bucket that has a record of the partition.
+    pub(super) fn newest_of(&self, partition: PartitionId) -> Result<Option<i64>, Error> {
+        let (start, end) = keys::closed_range(partition.partition);
+        for bucket in self.buckets_of(partition.topic).iter() {
+            let Some(family) = self.db.cf_handle(&keys::bucket(partition.topic, *bucket)) else {
+                continue;
+            };
+            let mut options = ReadOptions::default();
+            options.set_iterate_upper_bound(end);
+            let mut records = self.db.raw_iterator_cf_opt(&family, options);
+            records.seek(start);
+            if records.valid() {
+                return Ok(Some(bucket.end_ms));
+            }
+            records
+                .status()
+                .map_err(|error| self.damage("find the newest bucket", &error))?;
+        }
+        Ok(None)
+    }
+
     pub(super) fn list_partitions(&self) -> Result<Vec<PartitionId>, Error> {
         let mut found = BTreeSet::new();
         let positions = self.under(keys::META, keys::POSITION)?;
