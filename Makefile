@@ -11,7 +11,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/hapax-target
 BUILD := --release --locked --features testing
 PORT ?= 9092
 
-.PHONY: help setup build test demo guards bench lint fmt doc kafka kafka-stop clean
+.PHONY: help setup build test chaos chaos-breaks demo guards bench lint fmt doc kafka kafka-stop clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target does; do printf '%-18s %s\n' "$$target" "$$does"; done
@@ -32,6 +32,16 @@ test: ## Every test, those on a real Kafka included (ARGS=name runs some of them
 	@scripts/kafka.sh fetch >/dev/null || { [ "$${CI:-}" != true ] && \
 		echo "make: NO REAL KAFKA: the tests that need one WILL BE SKIPPED" >&2; }
 	cargo test $(BUILD) $(ARGS)
+
+chaos: ## Kill, freeze, cut off and restart a fleet (CHAOS_SECONDS=n, CHAOS_SEED=n, CHAOS_BROKERS=1 or 3)
+	@scripts/setup.sh test
+	@scripts/kafka.sh fetch >/dev/null
+	@scripts/chaos.sh
+
+chaos-breaks: ## See the chaos campaign find what is wrong with a rule switched off (about 8 minutes)
+	@scripts/setup.sh test
+	@scripts/kafka.sh fetch >/dev/null
+	@scripts/chaos.sh breaks
 
 guards: setup ## See each guarding test fail without the line that it guards (docs/guards)
 	@scripts/guards.sh

@@ -15,6 +15,7 @@ use std::sync::OnceLock;
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
+use hapax::config::Durability;
 use hapax::ledger::{Admitted, CommitPoint, Ledger};
 use hapax::message::{Batch, BatchBuilder, Header, NextOffset, Offset};
 use hapax::record;
@@ -258,4 +259,33 @@ fn reopen(bencher: Bencher<'_, '_>) {
         }
         store
     });
+}
+
+/// Records of one call: so many are written one by one, or as sorted files.
+#[divan::bench(args = [8_192, 262_144], sample_count = 3, sample_size = 1)]
+fn restore(bencher: Bencher<'_, '_>, group: u64) {
+    let dir = folder("restore");
+    let span = filled::Span::new(TOKENS, 5);
+    let input = || {
+        let _ = std::fs::remove_dir_all(&dir);
+        filled::open_in(&dir, Durability::Replicated).unwrap()
+    };
+    bencher
+        .counter(ItemsCount::new(TOKENS as usize))
+        .with_inputs(input)
+        .bench_local_refs(|store| {
+            let partition = filled::partition(store, 0).unwrap();
+            for from in (0..TOKENS).step_by(group as usize) {
+                let tokens = from..TOKENS.min(from + group);
+                let mut changes = Changes::new(partition);
+                changes.closed = tokens
+                    .map(|token| (filled::key(token), filled::done(token as i64, span.at_ms(token))))
+                    .collect();
+                store
+                    .apply_logged(&[changes], &[(partition, from as i64)])
+                    .unwrap();
+            }
+            // All of it on the disk, and where the next start looks for it.
+            store.close().unwrap();
+        });
 }

@@ -5,7 +5,9 @@
 #   kafka.sh start [--port N] [--dir D] start a node in the background and wait until it serves; prints `brokers 127.0.0.1:N`
 #   kafka.sh stop [--dir D]             end that node, and only that one; its data stays in D
 #   kafka.sh status [--dir D]           print where it listens; exit 1 when it does not run
-#   kafka.sh run --port N --dir D       the node in the foreground (the test fixture starts it this way)
+#   kafka.sh run --port N --dir D [--with FILE] [--cluster ID]
+#                                       the node in the foreground (the test fixture starts it this way); the
+#                                       properties in FILE win over ours, and nodes of one cluster share an ID
 #   kafka.sh guard --dir D              wait for the end of stdin, then kill the node in D and delete D
 #
 # Environment: HAPAX_CACHE (default ~/.cache/hapax), KAFKA_HEAP_OPTS (default -Xms256m -Xmx768m).
@@ -63,11 +65,15 @@ fetch() {
 
 dir=$cache/node
 port=
+with=
+cluster=
 parse() {
     while [ $# -gt 0 ]; do
         case $1 in
         --port) [ $# -ge 2 ] || usage; port=$2 ;;
         --dir) [ $# -ge 2 ] || usage; dir=$2 ;;
+        --with) [ $# -ge 2 ] || usage; with=$2 ;;
+        --cluster) [ $# -ge 2 ] || usage; cluster=$2 ;;
         *) usage ;;
         esac
         shift 2
@@ -148,11 +154,12 @@ random_id() { echo "A$(head -c 16 /dev/urandom | base64 | tr -d '=\n' | tr '+/' 
 run() {
     [ -n "$port" ] || usage
     fetched || fail "the jars are missing: $self fetch"
-    settings >"$dir/server.properties"
+    # Of two lines for one property the later one counts.
+    { settings; [ -z "$with" ] || cat "$with"; } >"$dir/server.properties"
     echo $$ >"$dir/pid"
     if [ ! -e "$dir/data/meta.properties" ]; then
         java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -cp "$lib/*" \
-            kafka.tools.StorageTool format -t "$(random_id)" -c "$dir/server.properties"
+            kafka.tools.StorageTool format -t "${cluster:-$(random_id)}" -c "$dir/server.properties"
     fi
     # exec: the pid written above, and the one that a parent knows, is the broker's.
     # shellcheck disable=SC2086  # several options in one variable

@@ -19,14 +19,19 @@ use crate::attempt::panic_text;
 use crate::broker::{self, CommitMark, Committed};
 use crate::clock::{self, Clock, Instant};
 use crate::commits::{Commits, Due};
-use crate::config::{Cold, Deleted, Start};
+use crate::config::{Cold, Deleted, Durability, Start};
 use crate::error::Error;
 use crate::fence::{Fence, Gate};
+use crate::journal::{Acks, Submission};
 use crate::ledger::CommitPoint;
 use crate::limits::Budget;
-use crate::message::{Batch, NextOffset};
+use crate::message::Batch;
 use crate::partition::{Assignment, Control, Partition, Wiring};
+use crate::rebuild::Plan;
 use crate::store::{Changes, Known, PartitionId, Position, Store, StoreId, TopicId};
+pub(crate) use start::Rules;
+
+mod start;
 
 /// Batches of one partition that wait for its task.
 const BATCHES_WAITING: usize = 2;
@@ -40,8 +45,7 @@ pub(crate) struct Assignments {
     budget: Budget,
     clock: Clock,
     cold: Cold,
-    deleted: Deleted,
-    start: Start,
+    rules: Rules,
     runtime: Handle,
     live: BTreeMap<PartitionId, Live>,
     /// Assigned with a window that does not cover what it should, served or not.
@@ -50,6 +54,8 @@ pub(crate) struct Assignments {
     failures: mpsc::UnboundedSender<Error>,
     /// What the ended assignments of this consumer came to, for the last line of its life.
     ended: Vec<Accounts>,
+    /// Tasks of ended assignments, some of which are still on their way out.
+    ending: Vec<JoinHandle<()>>,
 }
 
 struct Live {
@@ -66,6 +72,11 @@ pub(crate) struct Prepared {
     pub(crate) start: CommitPoint,
     gate: Gate,
     known: Known,
+    /// Its fence and position, where they are not written yet: where they have to go into the changelog, and where the
+    /// window has to be rebuilt before.
+    raise: Option<Changes>,
+    /// It is cold, and is to be rebuilt before it is served.
+    rebuild: Option<Plan>,
     wiring: Arc<Wiring>,
 }
 
@@ -77,6 +88,32 @@ impl Prepared {
             point: self.start,
             gate: self.gate.clone(),
         }
+    }
+
+    /// What has to be read back of its window first.
+    pub(crate) const fn rebuild(&self) -> Option<&Plan> {
+        self.rebuild.as_ref()
+    }
+
+    /// It is not served after all: what is on its way in its name is refused.
+    pub(crate) fn give_up(self) {
+        self.gate.clear();
+    }
+
+    /// Hands its fence to the journal. It is served once what this returns is durable.
+    pub(crate) fn raise_fence(&mut self) -> Arc<Acks> {
+        let acks = Arc::new(Acks::default());
+        if let Some(changes) = self.raise.take() {
+            self.wiring.journal.submit(Submission {
+                gate: self.gate.clone(),
+                acks: Arc::clone(&acks),
+                number: 1,
+                changes,
+                letters: Vec::new(),
+                stands: None,
+            });
+        }
+        acks
     }
 }
 
@@ -100,6 +137,7 @@ pub(crate) struct Parts {
     pub(crate) cold: Cold,
     pub(crate) deleted: Deleted,
     pub(crate) start: Start,
+    pub(crate) durability: Durability,
     pub(crate) runtime: Handle,
     pub(crate) failures: mpsc::UnboundedSender<Error>,
 }
@@ -115,6 +153,7 @@ impl Assignments {
             cold,
             deleted,
             start,
+            durability,
             runtime,
             failures,
         } = parts;
@@ -127,13 +166,18 @@ impl Assignments {
             budget,
             clock,
             cold,
-            deleted,
-            start,
+            rules: Rules {
+                store_id,
+                first: start,
+                deleted,
+                durability,
+            },
             runtime,
             live: BTreeMap::new(),
             cold_ids: BTreeSet::new(),
             failures,
             ended: Vec::new(),
+            ending: Vec::new(),
         }
     }
 
@@ -170,7 +214,8 @@ impl Assignments {
         .to_metadata()
     }
 
-    /// Decides where an assigned partition starts, raises its fence and notes its position, durably.
+    /// Decides where an assigned partition starts, raises its fence and notes its position, durably. Where it has to be
+    /// [rebuilt](Prepared::rebuild) first, neither is written yet: with its position it would pass for warm.
     ///
     /// # Errors
     /// [`broker::Error::Cold`] where a guarded class may not run without its past: that partition is not served.
@@ -184,8 +229,9 @@ impl Assignments {
         };
         let (topic, wiring) = (topic.clone(), Arc::clone(&wiring.1));
         let known = self.store.load(id)?;
-        let (start, cold) = decide(self.store_id, self.start, known.position, facts);
-        let start = self.within_the_log(&topic, id, start, facts)?;
+        let (start, cold) = self.rules.start(known.position, facts);
+        let start = self.rules.within_the_log(&topic, id.partition, start, facts)?;
+        let rebuilds = cold.is_some() && self.cold == Cold::Rebuild;
         if let Some(why) = cold {
             self.cold_ids.insert(id);
             self.show_cold();
@@ -197,9 +243,24 @@ impl Assignments {
                 }
                 .into());
             }
-            tracing::warn!(%topic, partition = id.partition, %why, "the window is cold, and served as such");
+            if rebuilds {
+                tracing::warn!(%topic, partition = id.partition, %why, "the window is cold; it is read back from the topic, and the partition served after that");
+            } else {
+                tracing::warn!(%topic, partition = id.partition, %why, "the window is cold, and served as such");
+            }
         }
         let gate = Gate::mint(Fence(known.fence));
+        let rebuild = rebuilds.then(|| Plan {
+            id,
+            start,
+            time_ms: facts
+                .committed
+                .as_ref()
+                .and_then(|committed| committed.mark?.time_ms),
+            low: facts.low,
+            gate: gate.clone(),
+            wiring: Arc::clone(&wiring),
+        });
         let mut changes = Changes::new(id);
         changes.fence = Some(gate.fence());
         changes.position = Some(Position {
@@ -208,55 +269,78 @@ impl Assignments {
             acknowledged_ms: start.time_ms,
             written_ms: self.clock.wall_ms(),
         });
-        self.store.apply(&[changes])?;
+        let raise = if rebuild.is_some() {
+            // Known with no time, so that the sweep leaves the topic's buckets alone: old ones are about to be filled.
+            let unknown = CommitPoint {
+                time_ms: None,
+                ..start
+            };
+            self.commits.assign(id, &gate, unknown);
+            Some(changes)
+        } else if wiring.state_moves() {
+            Some(changes)
+        } else {
+            self.store.apply(&[changes])?;
+            None
+        };
         Ok(Prepared {
             id,
             start,
             gate,
             known,
+            raise,
+            rebuild,
             wiring,
         })
     }
 
-    /// Where the log no longer has what comes next, somebody has to decide: nothing is guessed.
-    fn within_the_log(
-        &self,
-        topic: &str,
-        id: PartitionId,
-        start: CommitPoint,
-        facts: &Facts,
-    ) -> Result<CommitPoint, Error> {
-        let (topic, partition, next) = (topic.to_owned(), id.partition, start.next.0);
-        let (low, high) = (facts.low, facts.high);
-        if next > high {
-            return Err(broker::Error::BeyondEnd {
-                topic,
-                partition,
-                next,
-                high,
-            }
-            .into());
+    /// The window of a prepared partition is whole again, and it stands there. Only now is its position written.
+    ///
+    /// # Errors
+    /// A store that fails.
+    pub(crate) fn rebuilt(&mut self, prepared: &mut Prepared, point: CommitPoint) -> Result<(), Error> {
+        crate::crash::point("before-rebuilt");
+        prepared.start = point;
+        prepared.rebuild = None;
+        if let Some(position) = prepared
+            .raise
+            .as_mut()
+            .and_then(|changes| changes.position.as_mut())
+        {
+            position.time_ms = point.time_ms;
+            position.acknowledged_ms = point.time_ms;
+            position.written_ms = self.clock.wall_ms();
         }
-        if next >= low {
-            return Ok(start);
+        if !prepared.wiring.state_moves()
+            && let Some(changes) = prepared.raise.take()
+        {
+            self.store.apply(&[changes])?;
         }
-        if self.deleted == Deleted::Refuse {
-            return Err(broker::Error::Deleted {
-                topic,
-                partition,
-                next,
-                low,
-            }
-            .into());
-        }
-        tracing::error!(
-            %topic, partition, next, low,
-            "the broker has deleted messages that nobody took; hapax goes on with the first that is left"
-        );
-        Ok(CommitPoint {
-            next: NextOffset(low),
-            ..start
-        })
+        // What was begun below the commit point is gone.
+        prepared.known = self.store.load(prepared.id)?;
+        self.cold_ids.remove(&prepared.id);
+        self.show_cold();
+        Ok(())
+    }
+
+    /// A partition that was to be rebuilt is given away, or lost.
+    pub(crate) fn abandon(&mut self, prepared: Prepared) {
+        let id = prepared.id;
+        prepared.give_up();
+        self.commits.forget(id);
+        self.cold_ids.remove(&id);
+        self.show_cold();
+    }
+
+    /// Where fetching begins, before it is known what the changelog has: nothing of it is taken until then.
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare), as far as it is known.
+    pub(crate) fn expect(&self, id: PartitionId, facts: &Facts) -> Result<CommitPoint, Error> {
+        let position = self.store.load_position(id)?;
+        let (start, _) = self.rules.start(position, facts);
+        self.rules
+            .within_the_log(self.topic(id).unwrap_or_default(), id.partition, start, facts)
     }
 
     fn show_cold(&self) {
@@ -274,6 +358,7 @@ impl Assignments {
             gate,
             known,
             wiring,
+            ..
         } = prepared;
         self.commits.assign(id, &gate, start);
         let (batches, inbox) = mpsc::channel(BATCHES_WAITING);
@@ -368,7 +453,14 @@ impl Assignments {
             live.control.send_replace(Control::Cancel);
             self.commits.forget(*id);
             self.ended.push(live.accounts);
+            self.ending.retain(|task| !task.is_finished());
+            self.ending.push(live.task);
         }
+    }
+
+    /// Whether the tasks of what has ended are over, and their books closed.
+    pub(crate) fn are_over(&self) -> bool {
+        self.ending.iter().all(JoinHandle::is_finished)
     }
 
     /// Every partition that is served.
@@ -413,6 +505,8 @@ impl Assignments {
                 start,
                 gate,
                 known,
+                raise: None,
+                rebuild: None,
                 wiring: Arc::clone(wiring),
             });
             strays.push(id);
@@ -428,173 +522,5 @@ impl Assignments {
             .chain(self.live.values().map(|live| &live.accounts))
             .map(Accounts::balance)
             .collect()
-    }
-}
-
-/// Where to start, and what is missing of the window, if anything is.
-fn decide(
-    own: StoreId,
-    first: Start,
-    position: Option<Position>,
-    facts: &Facts,
-) -> (CommitPoint, Option<String>) {
-    let Some(committed) = &facts.committed else {
-        // The broker has forgotten the offset (or never knew one), and the store has not: go on from there.
-        if let Some(position) = position {
-            return (
-                CommitPoint {
-                    next: position.commit_point,
-                    time_ms: position.time_ms,
-                },
-                None,
-            );
-        }
-        let next = match first {
-            Start::Latest => facts.high,
-            _ => facts.low,
-        };
-        return (
-            CommitPoint {
-                next: NextOffset(next),
-                time_ms: None,
-            },
-            None,
-        );
-    };
-    let next = committed.next;
-    let Some(mark) = committed.mark else {
-        let start = CommitPoint { next, time_ms: None };
-        return (
-            start,
-            Some(format!(
-                "offset {next} was committed by something that is not hapax"
-            )),
-        );
-    };
-    let start = CommitPoint {
-        next,
-        time_ms: mark.time_ms,
-    };
-    if mark.store_id != own {
-        return (
-            start,
-            Some(format!(
-                "offset {next} was committed with store {}, this is {own}",
-                mark.store_id
-            )),
-        );
-    }
-    match position {
-        Some(position) if position.commit_point >= next => (start, None),
-        Some(position) => {
-            let known = position.commit_point;
-            (
-                start,
-                Some(format!(
-                    "offset {next} was committed with this store, which only knows {known}: it is an older copy"
-                )),
-            )
-        }
-        None => (
-            start,
-            Some(format!(
-                "offset {next} was committed with this store, which does not know the partition"
-            )),
-        ),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const OWN: StoreId = StoreId([1; 16]);
-    const OTHER: StoreId = StoreId([2; 16]);
-
-    fn facts(committed: Option<(i64, Option<StoreId>)>) -> Facts {
-        let committed = committed.map(|(next, store)| Committed {
-            next: NextOffset(next),
-            mark: store.map(|store_id| CommitMark {
-                store_id,
-                time_ms: Some(77),
-            }),
-        });
-        Facts {
-            committed,
-            low: 3,
-            high: 100,
-        }
-    }
-
-    fn at(next: i64) -> Option<Position> {
-        Some(Position {
-            commit_point: NextOffset(next),
-            time_ms: Some(55),
-            acknowledged_ms: None,
-            written_ms: 0,
-        })
-    }
-
-    fn is_cold(position: Option<Position>, facts: &Facts) -> bool {
-        decide(OWN, Start::Earliest, position, facts).1.is_some()
-    }
-
-    #[test]
-    fn a_first_start_is_not_cold() {
-        let (start, cold) = decide(OWN, Start::Earliest, None, &facts(None));
-        assert_eq!((start.next, cold), (NextOffset(3), None));
-        assert_eq!(
-            decide(OWN, Start::Latest, None, &facts(None)).0.next,
-            NextOffset(100)
-        );
-    }
-
-    #[test]
-    fn a_restart_resumes_at_the_commit_with_its_partition_time() {
-        let (start, cold) = decide(OWN, Start::Earliest, at(12), &facts(Some((10, Some(OWN)))));
-        assert_eq!(
-            (start, cold),
-            (
-                CommitPoint {
-                    next: NextOffset(10),
-                    time_ms: Some(77)
-                },
-                None
-            )
-        );
-    }
-
-    /// Schedule 14: ten days down, offsets retention seven.
-    #[test]
-    fn a_vanished_commit_resumes_from_the_stores_own_position() {
-        let (start, cold) = decide(OWN, Start::Latest, at(12), &facts(None));
-        assert_eq!(
-            (start, cold),
-            (
-                CommitPoint {
-                    next: NextOffset(12),
-                    time_ms: Some(55)
-                },
-                None
-            )
-        );
-    }
-
-    /// Schedule 10: two members with a store each; an empty directory after a loss; a copy that is too old.
-    #[test]
-    fn what_this_store_does_not_cover_is_cold() {
-        assert!(
-            is_cold(at(12), &facts(Some((10, Some(OTHER))))),
-            "another store served it meanwhile"
-        );
-        assert!(
-            is_cold(None, &facts(Some((10, Some(OWN))))),
-            "the partition is unknown here"
-        );
-        assert!(
-            is_cold(at(9), &facts(Some((10, Some(OWN))))),
-            "the store is older than the commit"
-        );
-        assert!(is_cold(None, &facts(Some((10, None)))), "somebody else's group");
     }
 }

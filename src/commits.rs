@@ -76,6 +76,18 @@ impl Commits {
         }
     }
 
+    /// The broker has this point already: it was committed in the transaction that recorded what lies below it.
+    pub(crate) fn rules(&self, id: PartitionId, gate: &Gate, point: CommitPoint) {
+        if let Some(entry) = self
+            .board()
+            .get_mut(&id)
+            .filter(|entry| entry.gate.fence() == gate.fence())
+        {
+            entry.published = point;
+            entry.acknowledged = Some(point);
+        }
+    }
+
     /// What is to be committed now. Each point taken is out until it is [`answered`](Self::answered), so whoever takes
     /// it must send it.
     pub(crate) fn take_due(&self, now: Instant) -> Vec<Due> {

@@ -50,10 +50,42 @@ impl Consumer {
     ///
     /// A state directory belongs to one group and one process at a time.
     pub fn local(group: impl Into<String>, state_dir: impl Into<PathBuf>) -> Self {
+        Self::of(Durability::Local, group.into(), state_dir.into())
+    }
+
+    /// A consumer that keeps its window in Kafka: states, dead letters and offsets are committed in one transaction, to
+    /// a changelog topic for each topic, `<group>.<topic>.hapax`. The window moves with its partition, and `state_dir`
+    /// holds a copy of it that may be lost. What that loses in which failure is printed by `hapax explain`.
+    ///
+    /// The first start creates the changelog topics; where it may not, it says which there have to be, with the command.
+    ///
+    /// ```no_run
+    /// # use hapax::{Consumer, Context, NonIdempotent, Topic, Window};
+    /// # async fn example() -> Result<(), hapax::Error> {
+    /// Consumer::replicated("billing", "./state")
+    ///     .brokers("k1:9092,k2:9092")
+    ///     .handle(
+    ///         Topic::bytes("orders", NonIdempotent).window(Window::hours(24)),
+    ///         |order, cx: Context| async move {
+    ///             // The fence grows with each assignment, whichever process has it.
+    ///             println!("{} bytes, fence {:?}", order.len(), cx.fence());
+    ///             Ok(())
+    ///         },
+    ///     )
+    ///     .run()
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn replicated(group: impl Into<String>, state_dir: impl Into<PathBuf>) -> Self {
+        Self::of(Durability::Replicated, group.into(), state_dir.into())
+    }
+
+    fn of(durability: Durability, group: String, state_dir: PathBuf) -> Self {
         let code = Layer {
-            group: Some(group.into()),
-            state_dir: Some(state_dir.into()),
-            durability: Some(Durability::Local),
+            group: Some(group),
+            state_dir: Some(state_dir),
+            durability: Some(durability),
             ..Layer::default()
         };
         Self {

@@ -55,6 +55,19 @@ pub enum Error {
     /// A durable write failed. Nothing was dropped and nothing more ran (Inv 9). Mend the disk and start again.
     #[error("a durable write failed, hapax stopped: {0}")]
     Journal(String),
+    /// A changelog holds what is not this consumer's, or what this version cannot read. Nothing runs without it. See the
+    /// reason.
+    #[error("changelog {topic}[{partition}] cannot be used, at offset {offset}: {why}")]
+    Changelog {
+        /// The changelog.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// The message.
+        offset: i64,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The admin port cannot be listened on, most often because another process has it. Nothing runs. Stop the other,
     /// or set `admin.listen` to another address, to port 0, or to `"off"`.
     #[error(

@@ -3,6 +3,8 @@
 //! Settings in, text out. The decision rows are those of `docs/design.md`, "States, classes, verdicts", narrowed to
 //! the class and policies of each topic; whoever changes the table there changes it here.
 
+mod failures;
+
 use crate::class::Class;
 use crate::config::{
     AfterFailure, Cold, Concurrency, Durability, Expired, MissingToken, Mode, OnMismatch, Settings, Start,
@@ -20,7 +22,8 @@ pub fn explain(settings: &Settings) -> String {
     for (name, policy) in &settings.topics {
         topic(settings, name, policy, &mut page);
     }
-    failures(settings, &mut page);
+    failures::failures(settings, &mut page);
+    to_look_at(settings, &mut page);
     page.text
 }
 
@@ -96,6 +99,15 @@ fn process(settings: &Settings, page: &mut Page) {
         "at a rebalance or shutdown",
         &format!("{} to finish what is in flight", show_duration(settings.drain)),
     );
+    if settings.durability == Durability::Replicated {
+        page.row(
+            "a transaction",
+            &format!(
+                "of states, dead letters and offsets: the broker ends it after {}",
+                show_duration(settings.transaction_timeout())
+            ),
+        );
+    }
     let limits = &settings.limits;
     page.row(
         "in flight",
@@ -131,7 +143,7 @@ fn topic(settings: &Settings, name: &str, policy: &TopicPolicy, page: &mut Page)
         "disk: rate x {} x {TOKEN_BYTES} B, and up to a quarter more until the oldest part is dropped",
         show_duration(policy.window)
     ));
-    disk(policy, page);
+    disk(settings, policy, page);
     page.heading("one kill");
     doubt(policy, page);
     let weakenings = weakenings(settings, policy);
@@ -195,6 +207,9 @@ fn policy_rows(settings: &Settings, name: &str, policy: &TopicPolicy, page: &mut
         },
     );
     page.row("dead letters", &settings.dead_letter.topic_of(name));
+    if settings.durability == Durability::Replicated {
+        page.row("changelog", &settings.changelog_of(name));
+    }
 }
 
 fn mismatch(policy: &TopicPolicy) -> String {
@@ -262,7 +277,7 @@ fn endings(settings: &Settings, name: &str, policy: &TopicPolicy, page: &mut Pag
     page.row("reject, or retries spent", &failed);
 }
 
-fn disk(policy: &TopicPolicy, page: &mut Page) {
+fn disk(settings: &Settings, policy: &TopicPolicy, page: &mut Page) {
     for rate in [100, 1_000, 10_000] {
         let bytes = u128::from(TOKEN_BYTES) * rate * u128::from(policy.window.as_secs());
         page.row(&format!("{rate} messages/s"), &size(bytes));
@@ -276,6 +291,12 @@ fn disk(policy: &TopicPolicy, page: &mut Page) {
     }
     if policy.store_outcome {
         page.row("replies", "come on top, where the handler returns some");
+    }
+    if settings.durability == Durability::Replicated {
+        page.row(
+            "the changelog",
+            "takes disk at the brokers besides, times its replicas, and is trimmed as the window moves on",
+        );
     }
 }
 
@@ -326,7 +347,12 @@ fn weakenings(settings: &Settings, policy: &TopicPolicy) -> Vec<(&'static str, S
     when(
         policy.class.is_guarded() && settings.cold == Cold::Run,
         "cold = run",
-        "after a lost disk, or on another process, what the window knew runs again",
+        match settings.durability {
+            Durability::Local => "after a lost disk, or on another process, what the window knew runs again",
+            Durability::Replicated => {
+                "where a group comes without a changelog, or has lost it, what ran before runs again"
+            }
+        },
     );
     when(
         policy.begun_ahead > 0 && policy.class.is_guarded(),
@@ -346,52 +372,8 @@ fn weakenings(settings: &Settings, policy: &TopicPolicy) -> Vec<(&'static str, S
     found
 }
 
-fn failures(settings: &Settings, page: &mut Page) {
-    let Durability::Local = settings.durability;
-    let cold = match settings.cold {
-        Cold::Refuse => {
-            "guarded topics are not served there until the user says cold = \"run\", and /readyz says no"
-        }
-        Cold::Run => "served all the same (cold = \"run\"): what the lost window knew runs again",
-    };
-    page.title("what a failure costs with durability \"local\"");
-    page.row(
-        "process killed",
-        "nothing that was recorded: states are synced before an offset is committed. What ran is in doubt, as \
-         above",
-    );
-    page.row(
-        "machine or power lost",
-        "the same, as far as the disk keeps what it acknowledged as synced",
-    );
-    page.row(
-        "disk lost",
-        &format!("the windows and what was held; every partition is cold: {cold}"),
-    );
-    page.row(
-        "partition moves",
-        &format!(
-            "the other process does not know the window, so it is cold there: {cold}. What was held below the \
-             committed offset is dead-lettered, reason `moved`"
-        ),
-    );
-    page.row(
-        "partition comes back",
-        "where another process committed meanwhile the store has a gap, and that is cold as well",
-    );
-    page.row(
-        "broker loses messages",
-        "those messages; hapax cannot bring back what the log does not have",
-    );
-    page.row(
-        "committed offset vanishes",
-        "nothing while the store knows its own position; otherwise the partition stops and asks",
-    );
-    page.row(
-        "process frozen",
-        "beyond the session timeout it counts as lost: it commits nothing, and another member may run what it \
-         ran",
-    );
+/// What is allowed and probably not meant.
+fn to_look_at(settings: &Settings, page: &mut Page) {
     let warnings = warnings(settings);
     if !warnings.is_empty() {
         page.title("to look at");
@@ -433,7 +415,7 @@ mod tests {
             .map_or(rest, |end| &rest[..end])
     }
 
-    fn row<'t>(text: &'t str, label: &str) -> &'t str {
+    pub(super) fn row<'t>(text: &'t str, label: &str) -> &'t str {
         let line = text
             .lines()
             .find_map(|line| line.trim_start().strip_prefix(label)?.strip_prefix("  "));
@@ -549,6 +531,21 @@ mod tests {
         for (lines, label) in choices {
             assert_eq!(weakened(lines), [label], "{lines}");
         }
+    }
+
+    #[test]
+    fn the_replicated_mode_names_its_changelogs_and_its_transactions() {
+        let text = |lines: &str| explain(&settle(&format!("durability = \"replicated\"\n{lines}")).unwrap());
+        assert_eq!(row(&text(""), "changelog"), "g.orders.hapax");
+        for (drain, timeout) in [("10s", "after 15s"), ("20s", "after 25s")] {
+            let text = text(&format!("drain = \"{drain}\""));
+            assert!(row(&text, "a transaction").ends_with(timeout), "{text}");
+        }
+        let local = explain(&settle("").unwrap());
+        assert!(
+            !local.contains("g.orders.hapax") && !local.contains("\n    a transaction "),
+            "{local}"
+        );
     }
 
     #[test]

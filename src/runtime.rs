@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -14,18 +15,26 @@ use crate::admin::{self, Readiness};
 use crate::assignments::{Assignments, Parts};
 use crate::bound::Handled;
 use crate::broker::Letters;
-use crate::broker::cluster::Fit;
+use crate::broker::cluster::{Changelog, Cluster, Fit};
 use crate::broker::kafka;
 use crate::broker::kafka::consumer::PollThread;
+use crate::broker::kafka::member::Member;
 use crate::broker::kafka::producer::Producer;
 use crate::broker::kafka::properties::session_max;
+use crate::broker::kafka::rebuilder::Rebuilder;
+use crate::broker::kafka::rebuilding::Rebuilding;
+use crate::broker::kafka::replication::Replication;
+use crate::broker::kafka::restorer::{self, Restorer};
 use crate::broker::kafka::signal::Signal;
+use crate::broker::kafka::transactions::{self, KafkaTransactions, Names};
 use crate::clock::{self, Clock};
 use crate::commits::Commits;
-use crate::config::Settings;
+use crate::config::{Cold, Durability, Settings};
 use crate::error::Error;
 use crate::journal::Journal;
+use crate::journal::frame::Owner;
 use crate::journal::local::Local;
+use crate::journal::replicated::{self, Replicated};
 use crate::limits::{Budget, Waker};
 use crate::metrics::TopicMeters;
 use crate::partition::Wiring;
@@ -147,7 +156,7 @@ impl Drop for Running {
 struct Ending {
     poll: thread::JoinHandle<()>,
     sweeper: Sweeper,
-    journal: thread::JoinHandle<()>,
+    journal: JournalThread,
     lookups: thread::JoinHandle<()>,
     store: Unclosed,
 }
@@ -157,8 +166,24 @@ impl Ending {
     fn end(self) -> Result<(), crate::store::Error> {
         let _ = self.poll.join();
         drop(self.sweeper);
-        let _ = (self.journal.join(), self.lookups.join());
+        self.journal.join();
+        let _ = self.lookups.join();
         self.store.close()
+    }
+}
+
+/// The threads of the journal, of either mode.
+enum JournalThread {
+    Local(thread::JoinHandle<()>),
+    Replicated(replicated::Threads),
+}
+
+impl JournalThread {
+    fn join(self) {
+        match self {
+            Self::Local(thread) => drop(thread.join()),
+            Self::Replicated(threads) => threads.join(),
+        }
     }
 }
 
@@ -217,10 +242,26 @@ fn start(
     let no_thread = |what| move |source| Error::Thread { what, source };
     let signal = Arc::new(Signal::default());
     let broken = failures.clone();
-    let (journal, journal_thread) = Local::start(Arc::clone(&store), move |why| {
+    let broken = move |why| {
         let _ = broken.send(Error::Journal(why));
-    })
-    .map_err(no_thread("the journal"))?;
+    };
+    let (journal, journal_thread, replication) = match settings.durability {
+        Durability::Local => {
+            let started = Local::start(Arc::clone(&store), broken);
+            let (journal, thread) = started.map_err(no_thread("the journal"))?;
+            let journal: Arc<dyn Journal> = Arc::new(journal);
+            (journal, JournalThread::Local(thread), None)
+        }
+        Durability::Replicated => {
+            let (journal, threads, replication) = replicate(settings, &store, &signal, broken)?;
+            let journal: Arc<dyn Journal> = Arc::new(journal);
+            (journal, JournalThread::Replicated(threads), Some(replication))
+        }
+    };
+    let rebuilding = match settings.cold {
+        Cold::Rebuild => Some(rebuild(settings, &store, &signal)?),
+        Cold::Refuse | Cold::Run => None,
+    };
     let (lookups, lookups_thread) = Lookups::start(Arc::clone(&store)).map_err(no_thread("look-ups"))?;
     let letters: Arc<dyn Letters> = Arc::new(Producer::new(settings)?);
     let wake = Arc::clone(&signal);
@@ -230,7 +271,7 @@ fn start(
     let common = Common {
         settings: Arc::clone(settings),
         lookups,
-        journal: Arc::new(journal),
+        journal,
         letters,
         commits: commits.clone(),
         budget: budget.clone(),
@@ -258,6 +299,7 @@ fn start(
         cold: settings.cold,
         start: settings.start,
         deleted: settings.deleted,
+        durability: settings.durability,
         runtime: Handle::current(),
         failures,
     };
@@ -266,8 +308,17 @@ fn start(
         let (settings, signal) = (Arc::clone(settings), Arc::clone(&signal));
         thread::Builder::new().name("hapax-poll".into()).spawn(move || {
             let assignments = Assignments::new(parts);
-            let outcome = PollThread::new(settings, partitions, assignments, signal, pulse, reported_cold)
-                .and_then(PollThread::run);
+            let outcome = PollThread::new(
+                settings,
+                partitions,
+                assignments,
+                signal,
+                pulse,
+                reported_cold,
+                replication,
+                rebuilding,
+            )
+            .and_then(PollThread::run);
             // Nobody listens any more where the future was dropped.
             let _ = done.send(outcome);
         })
@@ -286,6 +337,90 @@ fn start(
     Ok((running, polled))
 }
 
+/// The journal of the replicated mode, and what the poll thread needs for it.
+fn replicate(
+    settings: &Arc<Settings>,
+    store: &Arc<dyn Store>,
+    signal: &Arc<Signal>,
+    broken: impl Fn(String) + Send + Sync + 'static,
+) -> Result<(Replicated, replicated::Threads, Replication), Error> {
+    let no_thread = |what| move |source| Error::Thread { what, source };
+    let mut topics = BTreeMap::new();
+    let mut owners = BTreeMap::new();
+    for input in settings.topics.keys() {
+        let id = store.topic(input)?;
+        let changelog = settings.changelog_of(input);
+        owners.insert(id, Owner::of(&settings.group, input));
+        topics.insert(
+            id,
+            Names {
+                input: input.clone(),
+                changelog,
+            },
+        );
+    }
+    let member = Member::default();
+    let timeout = settings.transaction_timeout();
+    let transactions = KafkaTransactions::start(transactions::Parts {
+        settings: Arc::clone(settings),
+        store_id: store.identity().store_id,
+        topics: topics.clone(),
+        member: member.clone(),
+        timeout,
+    })?;
+    let rules = replicated::Rules {
+        owners,
+        frame_bytes_max: FRAME_BYTES_MAX,
+        // Brokers that are away for minutes come back; whoever waits for longer wants somebody to look.
+        give_up: Duration::from_secs(600).max(4 * timeout),
+        // A turn is at most: renewing, finding, writing and aborting.
+        call_max: 6 * timeout,
+        clock: Clock::system(),
+    };
+    let (journal, threads) = Replicated::start(transactions, Arc::clone(store), rules, broken)
+        .map_err(no_thread("the journal"))?;
+    let (tell, restored) = std::sync::mpsc::channel();
+    let wake = Arc::clone(signal);
+    let restorer = Restorer::start(
+        restorer::Parts {
+            settings: Arc::clone(settings),
+            store: Arc::clone(store),
+            journal: journal.clone(),
+            topics,
+        },
+        move |one| {
+            // Nobody listens any more where the consumer has stopped.
+            let _ = tell.send(one);
+            wake.raise();
+        },
+    )
+    .map_err(no_thread("restoring"))?;
+    Ok((journal, threads, Replication::new(member, restorer, restored)))
+}
+
+/// What the poll thread needs to have cold windows read back.
+fn rebuild(
+    settings: &Arc<Settings>,
+    store: &Arc<dyn Store>,
+    signal: &Arc<Signal>,
+) -> Result<Rebuilding, Error> {
+    let (tell, rebuilt) = std::sync::mpsc::channel();
+    let wake = Arc::clone(signal);
+    let rebuilder = Rebuilder::start(Arc::clone(settings), Arc::clone(store), move |one| {
+        // Nobody listens any more where the consumer has stopped.
+        let _ = tell.send(one);
+        wake.raise();
+    });
+    let rebuilder = rebuilder.map_err(|source| Error::Thread {
+        what: "rebuilding",
+        source,
+    })?;
+    Ok(Rebuilding::new(rebuilder, rebuilt))
+}
+
+/// Frames stay well below what a topic takes by default, 1 MiB.
+const FRAME_BYTES_MAX: usize = 512 << 10;
+
 /// The store, and how many partitions the topics have in all.
 fn open(settings: &Settings) -> Result<(Unclosed, usize), Error> {
     let specs: Vec<_> = settings
@@ -296,10 +431,44 @@ fn open(settings: &Settings) -> Result<(Unclosed, usize), Error> {
             window_ms: clock::millis(policy.window),
         })
         .collect();
-    let store = RocksStore::open(&settings.state_dir, &settings.group, &specs, settings.memory.0)?;
+    let opened = || {
+        RocksStore::open(
+            &settings.state_dir,
+            &settings.group,
+            &specs,
+            settings.memory.0,
+            settings.durability,
+        )
+    };
+    let store = match opened() {
+        Err(crate::store::Error::Corrupt { path, what }) if settings.durability == Durability::Replicated => {
+            let aside = set_aside(&path)?;
+            tracing::error!(
+                %what, aside = %aside.display(),
+                "the local copy is corrupt; it was set aside, and all of it is read from the changelogs again"
+            );
+            opened()?
+        }
+        opened => opened?,
+    };
     let claimed = claim(settings, &store);
     let store = Unclosed::new(store);
     claimed.map(|partitions| (store, partitions))
+}
+
+/// Moves a directory out of the way, beside where it was. One such copy is kept.
+fn set_aside(path: &std::path::Path) -> Result<std::path::PathBuf, Error> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".corrupt");
+    let aside = std::path::PathBuf::from(name);
+    let moved = match std::fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => std::fs::rename(path, &aside),
+    };
+    moved.map(|()| aside).map_err(|source| {
+        let path = path.to_owned();
+        crate::store::Error::Directory { path, source }.into()
+    })
 }
 
 /// What the cluster has to be for this store and these settings. Returns how many partitions the topics have in all.
@@ -332,7 +501,58 @@ fn claim(settings: &Settings, store: &RocksStore) -> Result<usize, Error> {
             tracing::warn!(%topic, %why, "not proven that every message fits into the dead-letter topic with hapax's headers");
         }
     }
+    if settings.durability == Durability::Replicated {
+        claim_changelogs(settings, cluster)?;
+    }
     Ok(all)
+}
+
+/// Every topic has a changelog that keeps its states safe: one that is missing is created, one whose input has grown
+/// grows with it, and one that is something else is refused as it is.
+fn claim_changelogs(settings: &Settings, mut cluster: Cluster) -> Result<(), Error> {
+    let mut changed = false;
+    for topic in settings.topics.keys() {
+        match cluster.changelog(settings, topic)? {
+            Changelog::Kept(_) => {}
+            Changelog::Missing(new) => {
+                kafka::admin::create_changelog(settings, &new)?;
+                tracing::info!(topic = %new.name, partitions = new.partitions, "changelog topic created");
+                changed = true;
+            }
+            Changelog::Short { has, wanted } => {
+                kafka::admin::grow(settings, has, &wanted)?;
+                tracing::info!(topic = %wanted.name, has, partitions = wanted.partitions, "the input has grown, and its changelog with it");
+                changed = true;
+            }
+        }
+    }
+    // What another member made at the same time is judged like anybody's.
+    if changed {
+        cluster = kafka::admin::ask(settings)?;
+    }
+    for topic in settings.topics.keys() {
+        match cluster.changelog(settings, topic)? {
+            Changelog::Kept(kept) => {
+                let changelog = settings.changelog_of(topic);
+                if !kept.unproven.is_empty() {
+                    let unproven = kept.unproven.join("; ");
+                    tracing::warn!(%topic, %changelog, %unproven, "not proven that the changelog keeps its states: the broker does not tell what it does with them");
+                }
+                for why in kept.weak {
+                    tracing::warn!(%topic, %changelog, %why, "the changelog may lose states");
+                }
+            }
+            Changelog::Missing(wanted) => {
+                return Err(wanted.refused("it was made, and is gone again".to_owned()).into());
+            }
+            Changelog::Short { has, wanted } => {
+                return Err(wanted
+                    .not_grown(has, "they were added, and are gone again")
+                    .into());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the wirings of all topics share.
@@ -363,6 +583,7 @@ impl Common {
             limits: settings.limits.clone(),
             max_clock_jump: settings.max_clock_jump,
             commit_every: settings.commit_every,
+            durability: settings.durability,
             extractor: Extractor::new(name, handled.readers, settings.limits.token_bytes.0 as usize),
             factory: handled.factory,
             lookups: self.lookups.clone(),

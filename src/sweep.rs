@@ -76,7 +76,8 @@ fn sweep(
 ) -> Result<(), Error> {
     let window_ms = clock::millis(wiring.policy.window);
     let left_ms = clock.wall_ms().saturating_sub(window_ms);
-    let Some(oldest_time) = oldest_time(store, topic, commits, started_ms, left_ms)? else {
+    let Some(oldest_time) = oldest_time(store, topic, commits, started_ms, left_ms, wiring.state_moves())?
+    else {
         return Ok(());
     };
     store.drop_buckets(topic, oldest_time.saturating_sub(window_ms))?;
@@ -129,6 +130,7 @@ fn oldest_time(
     commits: &Commits,
     started_ms: i64,
     left_ms: i64,
+    state_moves: bool,
 ) -> Result<Option<i64>, Error> {
     let mut times: BTreeMap<PartitionId, Option<i64>> = commits
         .acknowledged()
@@ -144,7 +146,12 @@ fn oldest_time(
             continue;
         };
         if position.written_ms.max(started_ms) <= left_ms {
-            store.forget_position(id)?;
+            if state_moves {
+                // Of a topic that goes on elsewhere a part would be left: if it comes back all of it is read anew.
+                store.clear(id)?;
+            } else {
+                store.forget_position(id)?;
+            }
         } else {
             // Not its position's own time: what the broker had not acknowledged comes again.
             times.insert(id, position.acknowledged_ms);
@@ -200,7 +207,7 @@ mod tests {
         let (store, commits) = (store(), Commits::default());
         put(&store, 0, 9_000, Some(5_000), 1_000);
         put(&store, 1, 9_000, Some(8_000), 1_000);
-        let oldest = |commits: &Commits| oldest_time(&store, TOPIC, commits, 1_000, 600).unwrap();
+        let oldest = |commits: &Commits| oldest_time(&store, TOPIC, commits, 1_000, 600, false).unwrap();
         assert_eq!(
             oldest(&commits),
             Some(5_000),
@@ -221,7 +228,7 @@ mod tests {
     fn a_partition_that_left_is_forgotten_one_window_after_the_start_and_not_before() {
         let (store, commits) = (store(), Commits::default());
         put(&store, 0, 9_000, Some(9_000), 0);
-        let oldest = |now_ms: i64| oldest_time(&store, TOPIC, &commits, 10_000, now_ms - 400).unwrap();
+        let oldest = |now_ms: i64| oldest_time(&store, TOPIC, &commits, 10_000, now_ms - 400, false).unwrap();
         assert_eq!(
             oldest(10_399),
             Some(9_000),

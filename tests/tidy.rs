@@ -58,6 +58,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "commits",
             "dead_letter",
             "partition",
+            "recovery",
+            "rebuild",
             "sweep",
         ],
     ),
@@ -66,6 +68,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "broker::kafka",
             "journal::local",
+            "journal::replicated",
             "store::conformance",
             "store::memory",
             "store::rocks",

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use hapax::accounts::Account;
-use hapax::config::{ByteCount, Listen};
+use hapax::config::{ByteCount, Durability, Listen};
 use hapax::{Class, Consumer, Context, Summary, Topic, Window};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -63,6 +63,9 @@ pub(crate) enum Kind {
     Idempotent,
     /// hapax with a non-idempotent handler that does nothing.
     NonIdempotent,
+    /// The same two in replicated mode.
+    Replicated,
+    ReplicatedNonIdempotent,
     /// Fills a store, and waits to be killed.
     Fill,
     /// Opens that store, loads its partitions, closes it.
@@ -93,8 +96,10 @@ pub(crate) fn run(task: Task) -> Result<()> {
         .init();
     let measured = match task.kind {
         Kind::Bare => bare(&task),
-        Kind::Idempotent => hapax(&task, Class::Idempotent),
-        Kind::NonIdempotent => hapax(&task, Class::NonIdempotent),
+        Kind::Idempotent => hapax(&task, Class::Idempotent, Durability::Local),
+        Kind::NonIdempotent => hapax(&task, Class::NonIdempotent, Durability::Local),
+        Kind::Replicated => hapax(&task, Class::Idempotent, Durability::Replicated),
+        Kind::ReplicatedNonIdempotent => hapax(&task, Class::NonIdempotent, Durability::Replicated),
         Kind::Fill => fill(&task),
         Kind::Reopen => reopen(&task),
     }?;
@@ -202,7 +207,7 @@ impl Progress {
 /// hapax with its defaults. The clock starts at the first call of the handler, and stops when another client sees that
 /// the group has committed the ends of the log. The consumer is asked to stop once the last handler has run, so that
 /// the rest of a commit interval is not counted; a drain records and commits what has run.
-fn hapax(task: &Task, class: Class) -> Result<Measured> {
+fn hapax(task: &Task, class: Class, durability: Durability) -> Result<Measured> {
     let observer = Observer::new(&task.brokers, &task.topic, &task.group)?;
     let (ends, held) = observer.ends()?;
     if held != task.count {
@@ -219,7 +224,11 @@ fn hapax(task: &Task, class: Class) -> Result<Measured> {
         .window(Window::hours(24))
         .state(Arc::clone(&progress));
     let properties = properties(task)?;
-    let consumer = Consumer::local(&task.group, &task.state_dir)
+    let consumer = match durability {
+        Durability::Replicated => Consumer::replicated(&task.group, &task.state_dir),
+        _ => Consumer::local(&task.group, &task.state_dir),
+    };
+    let consumer = consumer
         .brokers(&task.brokers)
         .with(|layer| {
             layer.kafka = properties.into_iter().collect();

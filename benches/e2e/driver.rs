@@ -15,11 +15,13 @@ use crate::stored::{self, Stored};
 use crate::{Result, Run, process, streams};
 
 /// In the order of the first round.
-const CONTESTANTS: [&str; 6] = [
+const CONTESTANTS: [&str; 8] = [
     "bare",
     "local",
+    "replicated",
     "streams_alo",
     "non_idempotent",
+    "replicated_non_idempotent",
     "bare_defaults",
     "streams_eos",
 ];
@@ -181,11 +183,15 @@ fn contest(run: &Run, round: usize, name: &'static str) -> Result<Entry> {
         "bare_defaults" => ours("bare", &[])?,
         "local" => ours("idempotent", &[])?,
         "non_idempotent" => ours("non-idempotent", &[])?,
+        "replicated" => ours("replicated", &[])?,
+        "replicated_non_idempotent" => ours("replicated-non-idempotent", &[])?,
         "streams_alo" => streams::run(run, "at_least_once", &state.0)?,
         _ => streams::run(run, "exactly_once_v2", &state.0)?,
     };
     let stored = match name {
-        "local" | "non_idempotent" => Some(stored::look(&state.0)?),
+        "local" | "non_idempotent" | "replicated" | "replicated_non_idempotent" => {
+            Some(stored::look(&state.0)?)
+        }
         _ => None,
     };
     Ok(Entry {
@@ -249,11 +255,23 @@ fn rounds(entries: &[Entry]) -> Vec<Figure> {
         ("local_vs_streams", ratio("local", "streams_alo"), "x"),
         ("local_vs_streams_eos", ratio("local", "streams_eos"), "x"),
         ("local_vs_bare", ratio("local", "bare"), "x"),
+        (
+            "replicated_vs_streams_eos",
+            ratio("replicated", "streams_eos"),
+            "x",
+        ),
+        ("replicated_vs_bare", ratio("replicated", "bare"), "x"),
         ("non_idempotent_vs_bare", ratio("non_idempotent", "bare"), "x"),
         ("bare", rate("bare"), "msg/s"),
         ("bare_defaults", rate("bare_defaults"), "msg/s"),
         ("local", rate("local"), "msg/s"),
         ("non_idempotent", rate("non_idempotent"), "msg/s"),
+        ("replicated", rate("replicated"), "msg/s"),
+        (
+            "replicated_non_idempotent",
+            rate("replicated_non_idempotent"),
+            "msg/s",
+        ),
         ("streams_alo", rate("streams_alo"), "msg/s"),
         ("streams_eos", rate("streams_eos"), "msg/s"),
         (
@@ -264,6 +282,7 @@ fn rounds(entries: &[Entry]) -> Vec<Figure> {
         ("bytes_per_key", stored(&bytes_per_key), "B"),
         ("rss_bare", memory("bare"), "MiB"),
         ("rss_local", memory("local"), "MiB"),
+        ("rss_replicated", memory("replicated"), "MiB"),
         ("rss_streams", memory("streams_alo"), "MiB"),
     ];
     let measured = all.into_iter().filter_map(|(name, value, unit)| {

@@ -22,6 +22,8 @@ enum Target {
 const TARGETS: &[(&str, Target)] = &[
     ("local_vs_streams", Target::AtLeast(4.0)),
     ("local_vs_bare", Target::AtLeast(0.35)),
+    ("replicated_vs_streams_eos", Target::AtLeast(4.0)),
+    ("replicated_vs_bare", Target::AtLeast(0.3)),
     ("bytes_per_key", Target::AtMost(32.0)),
     ("reopen_10m", Target::Below(2.0)),
 ];

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use hapax::config::Durability;
 use hapax::message::{NextOffset, Offset};
 use hapax::outcome::{Closed, End, Stored};
 use hapax::store::rocks::RocksStore;
@@ -24,11 +25,16 @@ const MEMORY_BYTES: u64 = 256 << 20;
 
 /// Opens the store in `dir`, or makes it.
 pub(crate) fn open(dir: &Path) -> Result<RocksStore, Error> {
+    open_in(dir, Durability::Local)
+}
+
+/// The same in a durability mode.
+pub(crate) fn open_in(dir: &Path, durability: Durability) -> Result<RocksStore, Error> {
     let topic = TopicSpec {
         name: TOPIC.to_owned(),
         window_ms: WINDOW_MS,
     };
-    RocksStore::open(dir, "bench", &[topic], MEMORY_BYTES)
+    RocksStore::open(dir, "bench", &[topic], MEMORY_BYTES, durability)
 }
 
 /// One partition of the topic.

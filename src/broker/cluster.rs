@@ -3,8 +3,13 @@
 //! Asking is `kafka/admin.rs`; this only judges, so it needs no broker to be tested. The rule it keeps: a message that
 //! hapax could take is a message that it can also give up on (schedule 20). Where its dead letter does not fit, or has
 //! nowhere to go, the partition would stand still for ever at the first one, so the start is refused instead.
+//! What the changelogs of the replicated mode have to be is in `cluster/changelog.rs`.
+
+mod changelog;
 
 use std::collections::BTreeMap;
+
+pub(crate) use changelog::{Changelog, NewChangelog};
 
 use super::{Error, LETTER_HEADER_BYTES_MAX};
 use crate::config::Settings;
@@ -23,8 +28,24 @@ pub(crate) struct Cluster {
 pub(crate) struct TopicFacts {
     /// How many partitions it has.
     pub(crate) partitions: Result<i32, Absent>,
-    /// Its `max.message.bytes`, or why that is not known.
-    pub(crate) message_bytes_max: Result<u64, String>,
+    /// On how many brokers the partition with the fewest copies lies; 0 where that is not known.
+    pub(crate) replicas: usize,
+    /// Its properties, or why they are not known.
+    pub(crate) properties: Result<BTreeMap<String, String>, String>,
+}
+
+impl TopicFacts {
+    /// One property, or why it is not known.
+    fn property(&self, name: &str) -> Result<&str, String> {
+        let properties = self.properties.as_ref().map_err(Clone::clone)?;
+        let value = properties.get(name).map(String::as_str);
+        value.ok_or_else(|| "the broker does not state it".to_owned())
+    }
+
+    fn message_bytes_max(&self) -> Result<u64, String> {
+        let text = self.property("max.message.bytes")?;
+        text.parse().map_err(|_| format!("{text:?} is not a number"))
+    }
 }
 
 /// Why a topic has no partitions.
@@ -104,12 +125,7 @@ impl Cluster {
                 });
             }
         }
-        let limit = |name: &str| match self.topics.get(name).map(|facts| &facts.message_bytes_max) {
-            Some(Ok(bytes)) => Ok(*bytes),
-            Some(Err(why)) => Err(format!("max.message.bytes of {name}: {why}")),
-            None => Err(format!("max.message.bytes of {name} was not asked for")),
-        };
-        let (from, to) = match (limit(input), limit(&topic)) {
+        let (from, to) = match (self.message_bytes_max(input), self.message_bytes_max(&topic)) {
             (Ok(from), Ok(to)) => (from, to),
             (Err(why), _) | (_, Err(why)) => return Ok(Fit::Unproven(why)),
         };
@@ -127,6 +143,15 @@ impl Cluster {
             input: from,
             letters: to,
         })
+    }
+
+    /// The largest message that a topic takes, or why that is not known.
+    fn message_bytes_max(&self, topic: &str) -> Result<u64, String> {
+        match self.topics.get(topic).map(TopicFacts::message_bytes_max) {
+            Some(Ok(bytes)) => Ok(bytes),
+            Some(Err(why)) => Err(format!("max.message.bytes of {topic}: {why}")),
+            None => Err(format!("max.message.bytes of {topic} was not asked for")),
+        }
     }
 
     /// The dead-letter topics that do not exist, each once, as large as the largest of the topics that share it.
@@ -151,13 +176,14 @@ impl Cluster {
     }
 
     fn new_letters(&self, settings: &Settings, input: &str) -> NewLetters {
-        let facts = self.topics.get(input);
-        let partitions = facts.and_then(|facts| facts.partitions.as_ref().ok());
-        let bytes = facts.and_then(|facts| facts.message_bytes_max.as_ref().ok());
+        let partitions = self.topics.get(input).map(|facts| &facts.partitions);
+        let bytes = self.message_bytes_max(input).ok();
         NewLetters {
             name: settings.dead_letter.topic_of(input),
             input: input.to_owned(),
-            partitions: partitions.copied().unwrap_or(1),
+            partitions: partitions
+                .and_then(|found| found.as_ref().ok().copied())
+                .unwrap_or(1),
             message_bytes_max: bytes.map(|bytes| bytes.saturating_add(LETTER_HEADER_BYTES_MAX)),
         }
     }
@@ -184,9 +210,11 @@ mod tests {
     const ROOM: u64 = LETTER_HEADER_BYTES_MAX;
 
     fn facts(partitions: Result<i32, Absent>, bytes: u64) -> TopicFacts {
+        let limit = ("max.message.bytes".to_owned(), bytes.to_string());
         TopicFacts {
             partitions,
-            message_bytes_max: Ok(bytes),
+            replicas: 1,
+            properties: Ok(BTreeMap::from([limit])),
         }
     }
 
@@ -232,7 +260,7 @@ mod tests {
             ("orders.dead-letters", facts(Ok(1), 1)),
         ]);
         if let Some(facts) = cluster.topics.get_mut("orders.dead-letters") {
-            facts.message_bytes_max = Err("not authorized".into());
+            facts.properties = Err("not authorized".into());
         }
         let Ok(Fit::Unproven(why)) = cluster.letters(&settings, "orders") else {
             panic!("refused")

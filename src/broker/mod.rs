@@ -162,6 +162,38 @@ pub enum Error {
         /// What the dead-letter topic would have to take.
         needed: u64,
     },
+    /// A changelog topic is missing and was not created, or the broker does not tell of it. Nothing runs: states would
+    /// have nowhere to go. Grant the right, or create it with your own tools.
+    #[error(
+        "changelog topic {topic:?} of topic {input:?} cannot be used: {why}; it needs {needed}; grant the right to create and describe it, or create it yourself: `{command}`"
+    )]
+    NoChangelog {
+        /// The changelog topic.
+        topic: String,
+        /// The topic whose states it holds.
+        input: String,
+        /// What the broker said.
+        why: String,
+        /// Everything that it has to be.
+        needed: String,
+        /// A command that creates it.
+        command: String,
+    },
+    /// A changelog topic is not what it has to be, so states would be lost in it or not fit. Nothing runs. Mend what is
+    /// named; hapax alters no topic that is there, except that it adds partitions where the input has got some.
+    #[error(
+        "changelog topic {topic:?} of topic {input:?} does not keep its states safe: {wrong}; to mend it: {mend}"
+    )]
+    Changelog {
+        /// The changelog topic.
+        topic: String,
+        /// The topic whose states it holds.
+        input: String,
+        /// Everything that is wrong: what it is, and what it must be.
+        wrong: String,
+        /// What to do.
+        mend: String,
+    },
     /// A dead letter was not acknowledged. hapax keeps it and tries again; its partition takes nothing meanwhile.
     #[error("dead letter to {topic:?} was not acknowledged: {why}")]
     Letter {
@@ -171,7 +203,9 @@ pub enum Error {
         why: String,
     },
     /// A guarded topic's partition is cold and `cold = "refuse"`. It is not served, the others are.
-    #[error("{topic}[{partition}] is cold: {why}; set `cold = \"run\"` to serve it without its past")]
+    #[error(
+        "{topic}[{partition}] is cold: {why}; set `cold = \"rebuild\"` to read its past back from the topic first, or `cold = \"run\"` to serve it without"
+    )]
     Cold {
         /// The topic.
         topic: String,
@@ -209,6 +243,27 @@ pub enum Error {
         next: i64,
         /// The offset after the last.
         high: i64,
+    },
+    /// A changelog cannot be read. Nothing is served without it: the consumer stops. See the reason.
+    #[error("changelog {topic}[{partition}] cannot be read: {why}")]
+    ChangelogRead {
+        /// The changelog.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// What is wrong.
+        why: String,
+    },
+    /// The window of a cold partition cannot be read back from its topic. Nothing is served without it: the consumer
+    /// stops. See the reason.
+    #[error("{topic}[{partition}] is cold, and its window cannot be read back: {why}")]
+    Rebuild {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// What is wrong.
+        why: String,
     },
     /// The client failed for good. hapax stopped with everything recorded; start it again.
     #[error("kafka client failed: {0}")]

@@ -7,11 +7,13 @@ use std::net::TcpListener;
 use std::process::ExitCode;
 
 use super::{ConfigFile, Failure, count, print, visit};
-use crate::broker::cluster::{Cluster, Fit};
+use crate::broker::cluster::{Changelog, Cluster, Fit};
 use crate::broker::{self, kafka::admin};
-use crate::config::{self, Problem, Settings, warnings};
+use crate::config::{self, Durability, Problem, Settings, warnings};
 use crate::error::chain;
 use crate::store::Store as _;
+
+mod cold;
 
 /// Check the configuration, the store, the broker and its topics. Nothing is changed.
 ///
@@ -75,6 +77,7 @@ fn start(settings: &Settings, report: &mut Report) {
     store(settings, cluster.as_ref(), report);
     if let Some(cluster) = &cluster {
         rights(settings, cluster, report);
+        cold::partitions(settings, cluster, report);
     }
 }
 
@@ -116,6 +119,39 @@ fn topics(settings: &Settings, cluster: &Cluster, report: &mut Report) {
             )),
             Err(error) => report.fail(format_args!("{error}")),
         }
+        if settings.durability == Durability::Replicated {
+            changelog(settings, topic, cluster, report);
+        }
+    }
+}
+
+fn changelog(settings: &Settings, topic: &str, cluster: &Cluster, report: &mut Report) {
+    let name = settings.changelog_of(topic);
+    match cluster.changelog(settings, topic) {
+        Ok(Changelog::Kept(kept)) => {
+            let partitions = count(usize::try_from(kept.partitions).unwrap_or(0), "partition");
+            let what = format!("changelog topic {name:?}: {partitions}");
+            if kept.unproven.is_empty() {
+                report.ok(format_args!(
+                    "{what}, takes {} bytes, and the broker deletes nothing of it by itself",
+                    kept.message_bytes_max
+                ));
+            } else {
+                report.warn(format_args!("{what}; not proven: {}", kept.unproven.join("; ")));
+            }
+            for why in kept.weak {
+                report.warn(format_args!("changelog topic {name:?}: {why}"));
+            }
+        }
+        Ok(Changelog::Missing(new)) => report.ok(format_args!(
+            "changelog topic {name:?}: does not exist, the start creates it with {}; not proven that it may",
+            new.words()
+        )),
+        Ok(Changelog::Short { has, wanted }) => report.ok(format_args!(
+            "changelog topic {name:?}: has {} of {}, since {topic:?} has grown; the start adds the others; not proven that it may",
+            has, count(usize::try_from(wanted.partitions).unwrap_or(0), "partition")
+        )),
+        Err(error) => report.fail(format_args!("{error}")),
     }
 }
 
@@ -191,8 +227,13 @@ fn store(settings: &Settings, cluster: Option<&Cluster>, report: &mut Report) {
 fn rights(settings: &Settings, cluster: &Cluster, report: &mut Report) {
     match admin::ask_group(settings, cluster) {
         Ok(()) => report.ok(format_args!(
-            "rights: topics and the committed offsets of group {:?} may be described; not proven: reading messages, joining the group, committing, writing dead letters (a start shows them)",
-            settings.group
+            "rights: topics and the committed offsets of group {:?} may be described; not proven: {} (a start shows them)",
+            settings.group,
+            match settings.durability {
+                Durability::Local => "reading messages, joining the group, committing, writing dead letters",
+                Durability::Replicated =>
+                    "reading messages and changelogs, joining the group, committing, writing states and dead letters in transactions, deleting expired states",
+            }
         )),
         Err(error) => report.fail(format_args!("rights: {}", chain(&error))),
     }

@@ -193,6 +193,7 @@ fn every_key_reaches_its_setting() {
         ("group", "\"other\""),
         ("brokers", "\"other:1\""),
         ("state_dir", "\"other\""),
+        ("durability", "\"replicated\""),
         ("cold", "\"run\""),
         ("start", "\"latest\""),
         ("deleted", "\"skip\""),
@@ -244,7 +245,6 @@ fn every_key_reaches_its_setting() {
     }
     // One value only, decided by code, or tried where its own rule is tested.
     let elsewhere = [
-        "durability",
         "topics.NAME.class",
         "topics.NAME.rerun_within",
         "topics.NAME.mismatch.then",

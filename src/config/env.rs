@@ -18,12 +18,13 @@ const PREFIX: &str = "HAPAX_";
 /// Beginnings of names under the same prefix that are no configuration, so they are nobody's typing error. Kubernetes
 /// sets the first two in every pod of a namespace that has a service named `hapax`; the rest belong to logging, tests
 /// and the Makefile.
-const OTHERS: [&str; 7] = [
+const OTHERS: [&str; 8] = [
     "HAPAX_SERVICE_",
     "HAPAX_PORT",
     "HAPAX_LOG",
     "HAPAX_TEST_",
     "HAPAX_CRASH_",
+    "HAPAX_BREAK",
     "HAPAX_CACHE",
     "HAPAX_PEER_",
 ];

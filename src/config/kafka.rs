@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::error::Problem;
 use super::read::segment;
-use super::settings::Properties;
+use super::settings::{Durability, Properties};
 
 /// Properties that hapax sets itself: name, why, what to use instead.
 const OWNED: &[(&str, &str, &str)] = &[
@@ -80,8 +80,8 @@ const OWNED: &[(&str, &str, &str)] = &[
     ),
     (
         "transaction.timeout.ms",
-        "transactions belong to the durability mode",
-        REMOVE,
+        "it is 15 s, or 5 s more than `drain` where that is longer",
+        "use `drain`",
     ),
     (
         "acks",
@@ -121,7 +121,7 @@ pub(super) fn max_poll_interval(properties: &Properties) -> Duration {
 }
 
 /// The properties that cannot be passed through. Values stay out of it: some are passwords.
-pub(super) fn check(properties: &Properties) -> Vec<Problem> {
+pub(super) fn check(properties: &Properties, durability: Durability) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut refuse = |name: &str, value: &str, why: &str, fix: &str| {
         problems.push(Problem::new(format!("kafka.{}", segment(name)), value, why, fix));
@@ -142,6 +142,16 @@ pub(super) fn check(properties: &Properties) -> Vec<Problem> {
                 &format!("{value:?}"),
                 "it is not a number of milliseconds",
                 "write for example 300000",
+            );
+        } else if name == "isolation.level"
+            && durability == Durability::Replicated
+            && value != "read_committed"
+        {
+            refuse(
+                name,
+                &format!("{value:?}"),
+                "in replicated mode a message or a state of a transaction that never was would be taken for one that was",
+                "remove it, or write \"read_committed\"",
             );
         }
     }
@@ -188,7 +198,7 @@ mod tests {
     use super::*;
 
     fn problems(pairs: &[(&str, &str)]) -> Vec<Problem> {
-        check(&pairs.iter().copied().collect())
+        check(&pairs.iter().copied().collect(), Durability::Local)
     }
 
     #[test]
@@ -247,6 +257,23 @@ mod tests {
             problems(&[("group.protocol", "classic"), ("session.timeout.ms", "45000")]),
             []
         );
+    }
+
+    #[test]
+    fn what_was_never_committed_is_not_read_in_replicated_mode() {
+        let problems = |level| {
+            let properties = [("isolation.level", level)].into_iter().collect();
+            check(&properties, Durability::Replicated)
+        };
+        let [problem] = &problems("read_uncommitted")[..] else {
+            panic!("it is passed through")
+        };
+        assert_eq!(
+            problem.to_string(),
+            "kafka.\"isolation.level\" = \"read_uncommitted\": in replicated mode a message or a state of a transaction \
+             that never was would be taken for one that was; remove it, or write \"read_committed\""
+        );
+        assert_eq!(problems("read_committed"), []);
     }
 
     #[test]

@@ -74,6 +74,10 @@ fn class_conflicts(layers: &[&Layer]) -> Vec<Problem> {
     stated.into_iter().filter_map(conflict).collect()
 }
 
+/// The one choice that nobody can make for the user, with what each comes to.
+const DURABILITIES: &str = "durability = \"local\" (the window is on this machine's disk) or durability = \"replicated\" \
+                            (it is in Kafka, and moves with its partition); `hapax explain` says what each loses";
+
 fn put<T: Clone>(setting: &mut T, stated: &Option<T>) {
     if let Some(stated) = stated {
         setting.clone_from(stated);
@@ -102,7 +106,7 @@ fn fill_in(layer: &Layer, problems: &mut Vec<Problem>) -> Settings {
         PathBuf::new()
     });
     let durability = layer.durability.unwrap_or_else(|| {
-        required("durability", "durability = \"local\"");
+        required("durability", DURABILITIES);
         Durability::Local
     });
 
@@ -288,7 +292,9 @@ mod tests {
             told,
             [
                 "brokers: it is stated nowhere, and has no default; add brokers = \"localhost:9092\"",
-                "durability: it is stated nowhere, and has no default; add durability = \"local\"",
+                "durability: it is stated nowhere, and has no default; add durability = \"local\" (the window is on this \
+                 machine's disk) or durability = \"replicated\" (it is in Kafka, and moves with its partition); \
+                 `hapax explain` says what each loses",
                 "group: it is stated nowhere, and has no default; add group = \"billing\"",
                 "state_dir: it is stated nowhere, and has no default; add state_dir = \"/var/lib/hapax\"",
                 "topics.orders.deadline = \"0s\": it would be over before it began; write at least \"1ms\"",

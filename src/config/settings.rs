@@ -33,10 +33,13 @@ pub struct Settings {
     ///
     /// Required: each mode survives other failures, which `hapax explain` lists.
     pub durability: Durability,
-    /// What guarded classes do on a partition whose window does not cover what it should.
+    /// What hapax does on a partition whose window does not cover what it should.
     ///
-    /// Default: `refuse`. The partition is not served, the others are, and `/readyz` says no. With `run` a duplicate
-    /// of anything that the lost window knew runs again: a customer is charged twice. Metric: `hapax_cold_partitions`.
+    /// Default: `refuse`. Of a guarded class the partition is not served, the others are, and `/readyz` says no. With
+    /// `rebuild` one window before the commit point is read back from the topic first, which takes its time: a window
+    /// of a week is a week of messages. With `run` a duplicate of anything that the lost window knew runs again: a
+    /// customer is charged twice. In replicated mode cold is only a partition whose offset somebody else committed and
+    /// whose changelog does not know it. Metric: `hapax_cold_partitions`.
     pub cold: Cold,
     /// Where a group without any committed offset starts on a partition.
     ///
@@ -57,13 +60,15 @@ pub struct Settings {
     /// keeps, so at `60s` one rolling restart of ten members stalls each of them for minutes. Too small, and guarded
     /// handlers are cut off in the middle: at `1s` with handlers of 3 s, every slot is in doubt after each rebalance.
     /// At the limit what still runs is cancelled and takes its class's rule. Keep it at or above the longest
-    /// `deadline`, and below the orchestrator's grace. Metric: `hapax_in_doubt_total` grows at rebalances.
+    /// `deadline`, and below the orchestrator's grace. In replicated mode
+    /// [`transaction_timeout`](Self::transaction_timeout) follows from it. Metric: `hapax_in_doubt_total` grows at
+    /// rebalances.
     pub drain: Duration,
     /// How often the commit point is committed to Kafka; also done at every drain.
     ///
     /// Default: `1s`. It is no durability: a message is recorded before it may be committed. At `1m` and 10,000
     /// messages a second, a kill brings 600,000 redeliveries, each answered from the window in about a microsecond.
-    /// Metric: `hapax_redeliveries_total`.
+    /// It does nothing in replicated mode, where every transaction commits. Metric: `hapax_redeliveries_total`.
     pub commit_every: Duration,
     /// Memory for the store's cache and write buffers, all partitions together.
     ///
@@ -120,6 +125,22 @@ impl Settings {
             topics: BTreeMap::new(),
         }
     }
+
+    /// The changelog topic of an input topic in replicated mode: `<group>.<topic>.hapax`.
+    #[must_use]
+    pub fn changelog_of(&self, topic: &str) -> String {
+        format!("{}.{topic}.hapax", self.group)
+    }
+
+    /// How long a transaction of the replicated mode may stay open before the broker ends it: 15 s, or 5 s more than
+    /// `drain` where that is longer. Were it shorter than a drain, the broker could end what the drain still records.
+    ///
+    /// It is also how long the transaction of a process that died may keep the next owner of its partitions waiting.
+    #[must_use]
+    pub fn transaction_timeout(&self) -> Duration {
+        let above_drain = self.drain.saturating_add(Duration::from_secs(5));
+        above_drain.max(Duration::from_secs(15))
+    }
 }
 
 /// Where states are made durable. The choice has no default.
@@ -129,14 +150,20 @@ pub enum Durability {
     /// On the local disk, synced before the offset is committed. Survives the process, not the disk; a partition
     /// that moves to another process starts cold there.
     Local,
+    /// In Kafka: states, dead letters and offsets in one transaction on a changelog topic. Survives the disk too, and a
+    /// partition that moves to another process finds its state there. The local disk is a copy of it.
+    Replicated,
 }
 
-/// What a guarded class does on a cold window (Inv 8).
+/// What is done on a cold window (Inv 8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Cold {
     /// The partition is not served, and `/readyz` says no.
     Refuse,
+    /// The window is read back from the topic first: what lies before the commit point was done, by what outcome is not
+    /// known. Then the partition is served. Of every class.
+    Rebuild,
     /// The partition is served as if nothing had ever been done before its commit point.
     Run,
 }
@@ -162,8 +189,8 @@ pub enum Deleted {
 }
 
 words! {
-    Durability { Local = "local" }
-    Cold { Refuse = "refuse", Run = "run" }
+    Durability { Local = "local", Replicated = "replicated" }
+    Cold { Refuse = "refuse", Rebuild = "rebuild", Run = "run" }
     Start { Earliest = "earliest", Latest = "latest" }
     Deleted { Refuse = "refuse", Skip = "skip" }
 }

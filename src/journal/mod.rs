@@ -10,11 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
+use crate::broker::Letter;
 use crate::fence::Gate;
+use crate::ledger::CommitPoint;
 use crate::store::Changes;
 
 pub(crate) mod frame;
 pub mod local;
+pub(crate) mod replicated;
 
 /// One group of one partition, in the order of its number.
 #[derive(Debug)]
@@ -27,6 +30,19 @@ pub struct Submission {
     pub number: u64,
     /// What is to become durable.
     pub changes: Changes,
+    /// Dead letters that become visible with it, together or not at all. Only the replicated journal takes them.
+    pub letters: Vec<Letter>,
+    /// Where the broker has the partition, in a group without a position: a rebuild's. It goes into the transaction, not
+    /// into the changelog.
+    pub stands: Option<CommitPoint>,
+}
+
+impl Submission {
+    /// How much it is, in records and letters.
+    pub(crate) fn entries(&self) -> usize {
+        let changes = &self.changes;
+        changes.closed.len() + changes.removed.len() + changes.opened.len() + self.letters.len()
+    }
 }
 
 /// How far the groups of one assignment are durable.

@@ -120,7 +120,7 @@ impl Partition {
     /// Work that was held, was to run again, and does not run when its partition goes to another member: below the
     /// commit point it exists nowhere else.
     pub(super) fn give_up_moved(&mut self) {
-        if !matches!(self.draining, Some(Draining { revoked: true, .. })) {
+        if self.wiring.state_moves() || !matches!(self.draining, Some(Draining { revoked: true, .. })) {
             return;
         }
         let waiting: Vec<WorkId> = self

@@ -41,7 +41,7 @@ use tokio::sync::{mpsc, watch};
 use crate::accounts::Accounts;
 use crate::attempt::Attempts;
 use crate::backoff::{Bounds, Waits};
-use crate::broker;
+use crate::broker::{self, Letter};
 use crate::clock::{self, Instant};
 use crate::error::Error;
 use crate::fence::Gate;
@@ -127,6 +127,8 @@ pub(crate) struct Partition {
 
     // Record and complete.
     changes: Changes,
+    /// Dead letters that are written with the group.
+    letters: Vec<Letter>,
     changed: Vec<WorkId>,
     submitted: VecDeque<Submitted>,
     next_number: u64,
@@ -241,6 +243,7 @@ impl Partition {
             timers: BTreeSet::new(),
             due: Vec::new(),
             changes: Changes::new(id),
+            letters: Vec::new(),
             changed: Vec::new(),
             submitted: VecDeque::new(),
             next_number: 1,
@@ -433,7 +436,7 @@ impl Partition {
                 busy_on_disk || self.running > 0 || !self.sending.is_empty() || self.has_waiting_ends();
             // Not before everything else has ended, or has run out of time: what still runs may be held, and may move
             // the commit point past what is held already.
-            if revoked && (!ends || self.now >= deadline) {
+            if revoked && !self.wiring.state_moves() && (!ends || self.now >= deadline) {
                 self.load_leaving(Leaving::Moved);
             }
             let busy = ends || self.leaving.is_some();

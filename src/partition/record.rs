@@ -9,7 +9,7 @@ use futures_util::FutureExt as _;
 use super::work::{Ending, Holder, OpenId, Origin, Phase, Resting, RestingState, WorkId};
 use super::{Leaving, Partition, Stop, Submitted};
 use crate::accounts::Account;
-use crate::broker;
+use crate::broker::{self, Letter};
 use crate::clock;
 use crate::dead_letter::{self, Lineage};
 use crate::ledger::CommitPoint;
@@ -68,10 +68,20 @@ impl Partition {
         }
     }
 
-    /// Gives up on a message: `Settling` first, the letter next, the outcome last.
+    /// Gives up on a message. Where letters are written with outcomes, both at once; else `Settling` first, the letter
+    /// next, the outcome last.
     pub(super) fn give_up(&mut self, id: WorkId, reason: Reason, error: String) {
         self.take_fingerprint(id);
         self.free_slot(id);
+        if self.wiring.state_moves() {
+            let Some(letter) = self.letter(id, reason, &error) else {
+                return;
+            };
+            self.letters.push(letter);
+            self.wiring.meters.failed(reason);
+            self.record(id, Account::Failed, End::Failed(reason));
+            return;
+        }
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
@@ -121,6 +131,10 @@ impl Partition {
         if self.changes.is_empty() || self.submitted.len() >= super::SUBMITTED_MAX {
             return;
         }
+        if self.wiring.state_moves() {
+            // Changed or not: by the commit point in it Kafka refuses the group of a process that is replaced.
+            self.put_position();
+        }
         let changes = std::mem::replace(&mut self.changes, Changes::new(self.id));
         let point = changes.position.map(|position| CommitPoint {
             next: position.commit_point,
@@ -140,6 +154,8 @@ impl Partition {
             acks: std::sync::Arc::clone(&self.acks),
             number,
             changes,
+            letters: std::mem::take(&mut self.letters),
+            stands: None,
         });
     }
 
@@ -164,7 +180,12 @@ impl Partition {
             }
             if let Some(point) = submitted.point {
                 self.published = point;
-                self.wiring.commits.publish(self.id, &self.gate, point);
+                if self.wiring.state_moves() {
+                    // It was committed with the group.
+                    self.wiring.commits.rules(self.id, &self.gate, point);
+                } else {
+                    self.wiring.commits.publish(self.id, &self.gate, point);
+                }
             }
         }
         self.acks.state()?;
@@ -279,21 +300,12 @@ impl Partition {
         };
         let End::Failed(reason) = ending.end else { return };
         work.phase = Phase::Sending;
-        let raw = work.raw();
-        let token = self.wiring.extractor.text(&raw);
-        let lineage = Lineage {
-            reason,
-            error: &ending.error,
-            attempts: work.attempts,
-            class: self.wiring.policy.class,
-            token: token.as_deref(),
-            topic: &self.wiring.topic,
-            partition: self.partition,
-            offset: raw.offset(),
+        let (error, failed_sends) = (ending.error.clone(), ending.failed_sends);
+        let Some(letter) = self.letter(id, reason, &error) else {
+            return;
         };
-        let letter = dead_letter::letter(&self.wiring.dead_letter_topic, &Kept::copy_of(&raw), &lineage);
         let sending = self.wiring.letters.send(letter);
-        let wait = match ending.failed_sends {
+        let wait = match failed_sends {
             0 => None,
             // One message a second at the slowest: the topic may be down for long, and its partition waits.
             failed => Some(clock::now() + std::time::Duration::from_millis(100 << failed.min(3))),
@@ -312,6 +324,28 @@ impl Partition {
             }
             .boxed(),
         );
+    }
+
+    fn letter(&self, id: WorkId, reason: Reason, error: &str) -> Option<Letter> {
+        let work = self.works.get(id)?;
+        let raw = work.raw();
+        let token = self.wiring.extractor.text(&raw);
+        let lineage = Lineage {
+            reason,
+            error,
+            attempts: work.attempts,
+            class: self.wiring.policy.class,
+            token: token.as_deref(),
+            topic: &self.wiring.topic,
+            partition: self.partition,
+            offset: raw.offset(),
+        };
+        let message = Kept::copy_of(&raw);
+        Some(dead_letter::letter(
+            &self.wiring.dead_letter_topic,
+            &message,
+            &lineage,
+        ))
     }
 
     /// A dead letter was acknowledged, or has to be sent again.
@@ -374,6 +408,10 @@ impl Partition {
             return;
         }
         self.publish_now = false;
+        self.put_position();
+    }
+
+    fn put_position(&mut self) {
         let point = self.publishable();
         self.changes.position = Some(Position {
             commit_point: point.next,

@@ -11,7 +11,7 @@ use crate::attempt::Factory;
 use crate::broker::Letters;
 use crate::clock::{Clock, Instant};
 use crate::commits::Commits;
-use crate::config::{Limits, TopicPolicy};
+use crate::config::{Durability, Limits, TopicPolicy};
 use crate::fence::Gate;
 use crate::journal::Journal;
 use crate::ledger::CommitPoint;
@@ -31,6 +31,7 @@ pub(crate) struct Wiring {
     pub(crate) limits: Limits,
     pub(crate) max_clock_jump: Duration,
     pub(crate) commit_every: Duration,
+    pub(crate) durability: Durability,
     pub(crate) extractor: Extractor,
     pub(crate) factory: Arc<dyn Factory>,
     pub(crate) clock: Clock,
@@ -47,6 +48,14 @@ pub(crate) struct Wiring {
     pub(crate) pulse: Pulse,
     /// The window is past `window_bytes` and nothing may be shed: the topic stops taking.
     pub(crate) window_full: AtomicBool,
+}
+
+impl Wiring {
+    /// Whether a partition's state goes where the partition goes: what is held needs no other home then, and a dead letter
+    /// becomes visible with its outcome.
+    pub(crate) fn state_moves(&self) -> bool {
+        self.durability == Durability::Replicated
+    }
 }
 
 /// One assignment, as its task is started for it.

@@ -39,6 +39,7 @@ use crate::outcome::Open;
 use crate::token::TokenKey;
 use samples::*;
 
+pub mod logged;
 mod samples;
 
 /// Where a store lives from one start to the next.
@@ -51,6 +52,12 @@ pub trait Medium {
     /// # Errors
     /// What the store's own opening gives.
     fn start(&mut self, group: &str, topics: &[TopicSpec]) -> Result<Self::Store, Error>;
+
+    /// Kills the process of a store: what it has not made durable is gone. A store that writes something when it is
+    /// dropped, as RocksDB does, needs a way of its own.
+    fn kill(&mut self, store: Self::Store) {
+        drop(store);
+    }
 }
 
 /// A window of 400 ms, so buckets of 100.
@@ -79,6 +86,13 @@ pub fn every_claim<M: Medium>(mut medium: impl FnMut() -> M) {
     a_forgotten_position_leaves_the_rest(medium());
     acts_are_kept_in_order(medium());
     a_closed_store_takes_no_write(medium());
+    logged::what_is_logged_is_visible_at_once_and_survives_a_close(medium());
+    logged::after_a_kill_changes_and_the_changelog_agree(medium());
+    logged::what_is_durable_takes_what_was_logged_along(medium());
+    logged::a_partition_is_cleared_whole_and_alone(medium());
+    logged::a_clear_is_undone_whole_or_not_at_all(medium());
+    logged::a_forgotten_position_takes_the_changelog_along(medium());
+    logged::a_logged_topic_without_a_number_is_refused_before_anything_is_written(medium());
 }
 
 /// Nothing is known, and asking for it is no error.
@@ -124,6 +138,7 @@ pub fn whatever_was_applied_survives_a_kill(mut medium: impl Medium) {
     let known = Known {
         position: Some(position),
         fence: 4,
+        changelog: None,
         open,
     };
     let check = |store: &dyn Store| {

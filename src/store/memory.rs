@@ -5,7 +5,8 @@
 //! opened again by [`MemoryStore::restart`]), never the process.
 //!
 //! Faults enter here too: [`MemoryStore::fail_after`] counts down successful writes, [`MemoryStore::crash`] ends a
-//! start without its close.
+//! start without its close. A start that was not closed loses what was logged since the last durable write
+//! ([`Store::apply_logged`]), all of it: the least that a store may keep.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -52,11 +53,20 @@ struct Memory {
     fault: Option<(u64, Fault)>,
     /// By number. Never shrinks: a topic left out of one start keeps its number for the next.
     topics: Vec<TopicSpec>,
+    state: State,
+    /// What a crash brings back, `None` where that is the same.
+    durable: Option<Box<State>>,
+    audit: Vec<AuditEntry>,
+}
+
+/// What is known of partitions.
+#[derive(Debug, Clone, Default)]
+struct State {
     buckets: BTreeMap<(TopicId, Bucket), Records>,
     open: BTreeMap<(PartitionId, TokenKey, Offset), Open>,
     positions: BTreeMap<PartitionId, Position>,
     fences: BTreeMap<PartitionId, u64>,
-    audit: Vec<AuditEntry>,
+    changelog: BTreeMap<PartitionId, i64>,
 }
 
 type Records = BTreeMap<(i32, TokenKey), Closed>;
@@ -80,10 +90,8 @@ impl MemoryStore {
             ended: None,
             fault: None,
             topics: Vec::new(),
-            buckets: BTreeMap::new(),
-            open: BTreeMap::new(),
-            positions: BTreeMap::new(),
-            fences: BTreeMap::new(),
+            state: State::default(),
+            durable: None,
             audit: Vec::new(),
         };
         Self::begin(Arc::new(Mutex::new(memory)), topics)
@@ -99,6 +107,7 @@ impl MemoryStore {
     fn begin(memory: Arc<Mutex<Memory>>, topics: &[TopicSpec]) -> Self {
         let mut inner = memory.lock().unwrap_or_else(PoisonError::into_inner);
         inner.unclean = if inner.running { inner.unclean + 1 } else { 0 };
+        inner.fall_back();
         inner.running = true;
         inner.ended = None;
         inner.fault = None;
@@ -132,6 +141,7 @@ impl MemoryStore {
     #[must_use]
     pub fn offline(&self) -> Self {
         let mut memory = self.lock();
+        memory.fall_back();
         memory.ended = None;
         memory.start += 1;
         Self {
@@ -147,6 +157,11 @@ impl MemoryStore {
     /// Lets `writes` more groups of this start through, then fails the next one and refuses every one after it.
     pub fn fail_after(&self, writes: u64, fault: Fault) {
         self.lock().fault = Some((writes, fault));
+    }
+
+    /// What a store on disk does by itself at times: whatever was logged so far survives the next crash.
+    pub fn flush(&self) {
+        self.lock().durable = None;
     }
 
     fn lock(&self) -> MutexGuard<'_, Memory> {
@@ -170,6 +185,51 @@ impl MemoryStore {
             Some(why) => Err(io(what, why)),
         }
     }
+
+    /// A group that is durable, or one that is logged elsewhere.
+    fn write(
+        &self,
+        what: &'static str,
+        group: &[Changes],
+        logged: Option<&[(PartitionId, i64)]>,
+    ) -> Result<(), Error> {
+        let mut memory = self.writable(what)?;
+        // All of them are asked for before anything is written: together or not at all.
+        let windows = group
+            .iter()
+            .map(|changes| memory.window_ms(changes.partition.topic))
+            .collect::<Result<Vec<_>, _>>()?;
+        for (partition, _) in logged.unwrap_or_default() {
+            memory.window_ms(partition.topic)?;
+        }
+        let failing = match &mut memory.fault {
+            None => None,
+            Some((0, fault)) => Some(*fault),
+            Some((writes, _)) => {
+                *writes -= 1;
+                None
+            }
+        };
+        if failing != Some(Fault::Lost) {
+            if logged.is_some() {
+                memory.log();
+            } else if !group.is_empty() {
+                memory.durable = None;
+            }
+            for (changes, window_ms) in group.iter().zip(windows) {
+                memory.state.apply(changes, window_ms);
+            }
+            let logged = logged.unwrap_or_default().iter().copied();
+            memory.state.changelog.extend(logged);
+        }
+        match failing {
+            None => Ok(()),
+            Some(_) => {
+                memory.ended = Some("an earlier write failed");
+                Err(io(what, "made to fail"))
+            }
+        }
+    }
 }
 
 fn io(what: &'static str, why: &str) -> Error {
@@ -187,6 +247,25 @@ impl Memory {
         }
     }
 
+    /// The state before the next logged write is what a crash brings back.
+    fn log(&mut self) {
+        if self.durable.is_none() {
+            self.durable = Some(Box::new(self.state.clone()));
+        }
+    }
+
+    /// What a crash does, and nothing after a close. A bucket that was made exists, if empty.
+    fn fall_back(&mut self) {
+        if let Some(durable) = self.durable.take() {
+            let lost = std::mem::replace(&mut self.state, *durable);
+            for bucket in lost.buckets.into_keys() {
+                self.state.buckets.entry(bucket).or_default();
+            }
+        }
+    }
+}
+
+impl State {
     fn apply(&mut self, changes: &Changes, window_ms: i64) {
         let PartitionId { topic, partition } = changes.partition;
         for (key, closed) in &changes.closed {
@@ -212,6 +291,23 @@ impl Memory {
         if let Some(fence) = changes.fence {
             self.fences.insert(changes.partition, fence.0);
         }
+    }
+
+    fn clear(&mut self, partition: PartitionId) {
+        for ((topic, _), records) in &mut self.buckets {
+            if *topic == partition.topic {
+                records.retain(|(of, _), _| *of != partition.partition);
+            }
+        }
+        self.open.retain(|(of, _, _), _| *of != partition);
+        self.positions.remove(&partition);
+        self.fences.remove(&partition);
+        self.changelog.remove(&partition);
+    }
+
+    fn drop_buckets(&mut self, topic: TopicId, until_ms: i64) {
+        self.buckets
+            .retain(|(of, bucket), _| *of != topic || bucket.end_ms > until_ms);
     }
 
     fn buckets_of(&self, topic: TopicId) -> impl Iterator<Item = (Bucket, &Records)> {
@@ -261,6 +357,7 @@ impl Store for MemoryStore {
     fn load(&self, partition: PartitionId) -> Result<Known, Error> {
         let memory = self.living("load a partition")?;
         let mut open: Vec<Open> = memory
+            .state
             .open
             .iter()
             .filter(|((of, _, _), _)| *of == partition)
@@ -268,21 +365,26 @@ impl Store for MemoryStore {
             .collect();
         open.sort_by_key(|open| open.offset);
         Ok(Known {
-            position: memory.positions.get(&partition).copied(),
-            fence: memory.fences.get(&partition).copied().unwrap_or(0),
+            position: memory.state.positions.get(&partition).copied(),
+            fence: memory.state.fences.get(&partition).copied().unwrap_or(0),
+            changelog: memory.state.changelog.get(&partition).copied(),
             open,
         })
     }
 
     fn forget_position(&self, partition: PartitionId) -> Result<(), Error> {
-        self.writable("forget a position")?.positions.remove(&partition);
+        let mut memory = self.writable("forget a position")?;
+        memory.state.positions.remove(&partition);
+        memory.state.changelog.remove(&partition);
+        memory.durable = None;
         Ok(())
     }
 
     fn partitions(&self) -> Result<Vec<PartitionId>, Error> {
         let memory = self.living("list partitions")?;
-        let open = memory.open.keys().map(|(partition, _, _)| partition);
-        let all: BTreeSet<PartitionId> = memory.positions.keys().chain(open).copied().collect();
+        let state = &memory.state;
+        let open = state.open.keys().map(|(partition, _, _)| partition);
+        let all: BTreeSet<PartitionId> = state.positions.keys().chain(open).copied().collect();
         Ok(all.into_iter().collect())
     }
 
@@ -296,6 +398,7 @@ impl Store for MemoryStore {
         let memory = self.living("look up")?;
         for (index, key) in keys.iter().enumerate() {
             let found = memory
+                .state
                 .buckets_of(partition.topic)
                 .take_while(|(bucket, _)| bucket.end_ms > since_ms)
                 .find_map(|(_, records)| records.get(&(partition.partition, *key)));
@@ -308,48 +411,36 @@ impl Store for MemoryStore {
     }
 
     fn apply(&self, group: &[Changes]) -> Result<(), Error> {
-        let mut memory = self.writable("apply")?;
-        // All of them are asked for before anything is written: together or not at all.
-        let windows = group
-            .iter()
-            .map(|changes| memory.window_ms(changes.partition.topic))
-            .collect::<Result<Vec<_>, _>>()?;
-        let failing = match &mut memory.fault {
-            None => None,
-            Some((0, fault)) => Some(*fault),
-            Some((writes, _)) => {
-                *writes -= 1;
-                None
-            }
-        };
-        if failing != Some(Fault::Lost) {
-            for (changes, window_ms) in group.iter().zip(windows) {
-                memory.apply(changes, window_ms);
-            }
-        }
-        match failing {
-            None => Ok(()),
-            Some(_) => {
-                memory.ended = Some("an earlier write failed");
-                Err(io("apply", "made to fail"))
-            }
-        }
+        self.write("apply", group, None)
+    }
+
+    fn apply_logged(&self, group: &[Changes], logged: &[(PartitionId, i64)]) -> Result<(), Error> {
+        self.write("apply what is logged", group, Some(logged))
+    }
+
+    fn clear(&self, partition: PartitionId) -> Result<(), Error> {
+        let mut memory = self.writable("clear a partition")?;
+        memory.window_ms(partition.topic)?;
+        memory.log();
+        memory.state.clear(partition);
+        Ok(())
     }
 
     fn drop_buckets(&self, topic: TopicId, until_ms: i64) -> Result<usize, Error> {
         let mut memory = self.writable("drop buckets")?;
-        let before = memory.buckets.len();
-        memory
-            .buckets
-            .retain(|(of, bucket), _| *of != topic || bucket.end_ms > until_ms);
-        Ok(before - memory.buckets.len())
+        let before = memory.state.buckets.len();
+        memory.state.drop_buckets(topic, until_ms);
+        if let Some(durable) = &mut memory.durable {
+            durable.drop_buckets(topic, until_ms);
+        }
+        Ok(before - memory.state.buckets.len())
     }
 
     fn window_size(&self, topic: TopicId) -> Result<WindowSize, Error> {
         let memory = self.living("measure a window")?;
         let mut size = WindowSize::default();
         let mut record = Vec::new();
-        for (bucket, records) in memory.buckets_of(topic) {
+        for (bucket, records) in memory.state.buckets_of(topic) {
             size.buckets += 1;
             let oldest = size
                 .oldest_ms
@@ -376,6 +467,7 @@ impl Store for MemoryStore {
     fn close(&self) -> Result<(), Error> {
         let mut memory = self.writable("close")?;
         memory.running = false;
+        memory.durable = None;
         memory.ended = Some("the store is closed");
         Ok(())
     }

@@ -106,6 +106,9 @@ pub struct Known {
     pub position: Option<Position>,
     /// The last fence raised; 0 before the first.
     pub fence: u64,
+    /// The next offset of the changelog: what lies before it there is in this store. `None` where the store does not
+    /// say, and what it holds of the partition then counts for nothing in replicated mode.
+    pub changelog: Option<i64>,
     /// Every open record of the partition, by offset.
     pub open: Vec<Open>,
 }
@@ -236,7 +239,8 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Forgets the position of a partition: its window is gone, and who serves it again finds it cold. Its fence and
-    /// its open records stay.
+    /// its open records stay. The changelog's offset goes too: a tail read onto a window that is gone would pass for a
+    /// whole one.
     ///
     /// # Errors
     /// An I/O error.
@@ -266,6 +270,26 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// An I/O error: nothing of the group may be taken for written, and the store takes no further write.
     fn apply(&self, group: &[Changes]) -> Result<(), Error>;
+
+    /// Writes what a changelog has made durable already, with the changelog's next offset of each partition named.
+    /// Visible at once to every later [`look_up`](Self::look_up), and not synced.
+    ///
+    /// After a crash the store is as it was after some earlier call, of all partitions the same: the changes and the
+    /// changelog's offset always agree, and whoever reads on from that offset misses nothing. Of a large group, as a
+    /// restore writes, closed records alone may be ahead of the offset: they are read again, and the same. What
+    /// [`apply`](Self::apply) or [`close`](Self::close) made durable takes all that was logged before along.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply). Nothing is lost but a cache: the changelog has it all.
+    fn apply_logged(&self, group: &[Changes], logged: &[(PartitionId, i64)]) -> Result<(), Error>;
+
+    /// Forgets everything of one partition: closed records in every bucket, open records, position, fence, and the
+    /// changelog's offset. As durable as [`apply_logged`](Self::apply_logged): after a crash all of it may be there
+    /// again, never a part.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    fn clear(&self, partition: PartitionId) -> Result<(), Error>;
 
     /// Drops the topic's buckets that end at or before `until_ms`, whole; returns how many went.
     ///
@@ -368,6 +392,20 @@ pub enum Error {
         path: PathBuf,
         /// `group` or `cluster`.
         what: &'static str,
+        /// What the store says.
+        found: String,
+        /// What was asked for.
+        asked: String,
+    },
+    /// The store was filled in another durability mode, and what it holds means something else there. hapax changed
+    /// nothing. Give this consumer its own `state_dir`; with `replicated` it is filled from the changelog.
+    #[error(
+        "state directory {path} was filled with durability {found:?}, not {asked:?}; give this consumer a `state_dir` \
+         of its own (with \"replicated\" it is filled from the changelog)"
+    )]
+    Durability {
+        /// The directory.
+        path: PathBuf,
         /// What the store says.
         found: String,
         /// What was asked for.

@@ -18,7 +18,7 @@ use crate::attempt::Factory;
 use crate::broker::{CommitMark, Committed};
 use crate::clock::Clock;
 use crate::commits::{Commits, Due};
-use crate::config::{Cold, Limits, Start, TopicPolicy};
+use crate::config::{Cold, Durability, Limits, Start, TopicPolicy};
 use crate::error::Error;
 use crate::journal::{Failure, Journal, Submission};
 use crate::limits::{Budget, Waker};
@@ -32,6 +32,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::{PartitionId, Store, TopicSpec};
 use crate::token::{Extractor, Reader};
 
+mod rebuilds;
 mod remains;
 
 /// A journal that is durable at once, in the caller's thread.
@@ -86,6 +87,8 @@ pub(crate) struct Rig {
     pub(crate) policy: TopicPolicy,
     pub(crate) limits: Limits,
     pub(crate) cold: Cold,
+    /// A rebuild ends after so many messages, as by a kill.
+    pub(crate) rebuild_dies_after: Option<usize>,
     pub(crate) max_clock_jump: Duration,
     pub(crate) commit_every: Duration,
     pub(crate) dead_letter_topic: String,
@@ -122,6 +125,7 @@ impl Rig {
             policy,
             limits: Limits::default(),
             cold: Cold::Refuse,
+            rebuild_dies_after: None,
             max_clock_jump: Duration::from_secs(3_600),
             commit_every: Duration::from_millis(100),
             dead_letter_topic: format!("{topic}.dead-letters"),
@@ -197,6 +201,7 @@ impl Rig {
             limits: self.limits.clone(),
             max_clock_jump: self.max_clock_jump,
             commit_every: self.commit_every,
+            durability: Durability::Local,
             extractor: self.extractor(),
             factory: Arc::clone(&self.factory),
             clock: self.clock.clone(),
@@ -225,6 +230,7 @@ impl Rig {
             cold: self.cold,
             start: Start::Earliest,
             deleted: crate::config::Deleted::Refuse,
+            durability: Durability::Local,
             runtime: Handle::current(),
             failures,
         };
@@ -256,7 +262,19 @@ impl Rig {
             low: 0,
             high,
         };
-        let prepared = process.assignments.prepare(id, &facts)?;
+        let mut prepared = process.assignments.prepare(id, &facts)?;
+        if let Some(plan) = prepared.rebuild().cloned() {
+            let Some(point) = self.read_back(plan)? else {
+                return Ok(());
+            };
+            let Some(process) = &mut self.process else {
+                return Ok(());
+            };
+            process.assignments.rebuilt(&mut prepared, point)?;
+        }
+        let Some(process) = &mut self.process else {
+            return Ok(());
+        };
         let start = prepared.start;
         let mark = CommitMark::from_metadata(&process.assignments.mark(start));
         self.committed.insert(

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use hapax::Bytes;
+use hapax::config::Durability;
 use hapax::message::{Kept, NextOffset, Offset};
 use hapax::outcome::{HeldFor, Open, Stage, Verdict};
 use hapax::store::rocks::RocksStore;
@@ -19,13 +20,13 @@ use tempfile::TempDir;
 
 use crate::kafka;
 
-struct Said {
+pub(crate) struct Said {
     code: i32,
     out: String,
     err: String,
 }
 
-fn hapax(args: &[&str]) -> Said {
+pub(crate) fn hapax(args: &[&str]) -> Said {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hapax"));
     // The verdict's author is a default, and a log would be read as an answer.
     command.args(args).env("USER", "tester").env_remove("RUST_LOG");
@@ -40,13 +41,13 @@ fn hapax(args: &[&str]) -> Said {
 
 impl Said {
     #[track_caller]
-    fn ended(&self, code: i32) -> &Self {
+    pub(crate) fn ended(&self, code: i32) -> &Self {
         assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.out, self.err);
         self
     }
 
     #[track_caller]
-    fn says(&self, what: &str) -> &Self {
+    pub(crate) fn says(&self, what: &str) -> &Self {
         let both = format!("{}{}", self.out, self.err);
         assert!(both.contains(what), "{what:?} is not in: {both}");
         self
@@ -117,7 +118,7 @@ fn specs() -> [TopicSpec; 2] {
 }
 
 fn start(dir: &Path) -> RocksStore {
-    RocksStore::open(dir, "billing", &specs(), 32 << 20).unwrap()
+    RocksStore::open(dir, "billing", &specs(), 32 << 20, Durability::Local).unwrap()
 }
 
 fn partition(store: &RocksStore, topic: &str, partition: i32) -> PartitionId {
@@ -465,7 +466,14 @@ fn check_without_a_broker_still_looks_at_the_rest() {
         ORDERS,
         "cold = \"run\"\nlimits.in_flight = 15",
     );
-    let store = RocksStore::open(&dir.path().join("state"), "other", &specs(), 32 << 20).unwrap();
+    let store = RocksStore::open(
+        &dir.path().join("state"),
+        "other",
+        &specs(),
+        32 << 20,
+        Durability::Local,
+    )
+    .unwrap();
     let said = hapax(&["check", "--config", &file]);
     said.ended(1)
         .says("fail  broker: no answer from brokers \"127.0.0.1:1\"")

@@ -63,10 +63,20 @@ pub(crate) fn eventually<T>(what: &str, within: Duration, mut ask: impl FnMut() 
     }
 }
 
+/// What makes a node another than the shared one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Extra {
+    /// Lines of its configuration, which win over the usual ones.
+    pub(crate) properties: String,
+    /// The id that all nodes of one cluster share; `None` for a cluster of its own.
+    pub(crate) cluster: Option<String>,
+}
+
 /// One running node.
 pub(crate) struct Broker {
     dir: PathBuf,
     port: u16,
+    extra: Extra,
     node: Child,
     /// Holds the pipe. Waiting for it closes the pipe first, which is its sign to kill the node and delete `dir`.
     guard: Child,
@@ -76,6 +86,18 @@ impl Broker {
     /// A node for one test alone, ended when dropped; `None` where there can be none.
     pub(crate) fn own() -> Option<Self> {
         available().then(Self::launch)
+    }
+
+    /// A node of a cluster, on a port that [`free_port`] gave. It serves later: see [`await_service`](Self::await_service).
+    pub(crate) fn of_cluster(port: u16, extra: Extra) -> Self {
+        Self::begin(port, extra)
+    }
+
+    /// Waits until a node [of a cluster](Self::of_cluster) serves.
+    pub(crate) fn await_service(&mut self) {
+        if !self.serves() {
+            self.give_up();
+        }
     }
 
     /// For `bootstrap.servers`. It stays the same across restarts.
@@ -97,7 +119,18 @@ impl Broker {
     /// Two of the node's defaults surprise tests of time: it refuses timestamps more than an hour ahead
     /// (`message.timestamp.after.max.ms`) and deletes segments older than a week (`retention.ms`).
     pub(crate) fn create_topic(&self, name: &str, partitions: i32, configs: &[(&str, &str)]) {
-        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        self.create_replicated_topic(name, partitions, 1, configs);
+    }
+
+    /// The same with so many replicas of each partition.
+    pub(crate) fn create_replicated_topic(
+        &self,
+        name: &str,
+        partitions: i32,
+        replicas: i32,
+        configs: &[(&str, &str)],
+    ) {
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(replicas));
         for (key, value) in configs {
             topic = topic.set(key, value);
         }
@@ -142,26 +175,30 @@ impl Broker {
     /// Starts a node that was killed or stopped again, on the same port and data, and waits until it serves.
     pub(crate) fn restart(&mut self) {
         self.ended();
-        self.node = run(&self.dir, self.port);
+        self.node = run(&self.dir, self.port, &self.extra);
         if !self.serves() {
             self.give_up();
         }
     }
 
-    fn launch() -> Self {
+    fn begin(port: u16, extra: Extra) -> Self {
         let dir = tempfile::Builder::new().prefix("hapax-kafka-").tempdir();
         let dir = dir
             .unwrap_or_else(|e| panic!("no folder for a broker: {e}"))
             .keep();
         // The guard comes first: from its start on, nothing can be left behind.
         let guard = spawn(script("guard").arg("--dir").arg(&dir).stdin(Stdio::piped()));
-        let port = free_port();
-        let mut broker = Self {
-            node: run(&dir, port),
+        Self {
+            node: run(&dir, port, &extra),
             dir,
             port,
+            extra,
             guard,
-        };
+        }
+    }
+
+    fn launch() -> Self {
+        let mut broker = Self::begin(free_port(), Extra::default());
         for _ in 0..2 {
             if broker.serves() {
                 return broker;
@@ -171,7 +208,7 @@ impl Broker {
             }
             // Someone took the port between our look and the node's bind.
             broker.port = free_port();
-            broker.node = run(&broker.dir, broker.port);
+            broker.node = run(&broker.dir, broker.port, &broker.extra);
         }
         if broker.serves() { broker } else { broker.give_up() }
     }
@@ -233,7 +270,7 @@ impl Drop for Broker {
 }
 
 /// Says so, or panics in CI, when no node can be had here: no Java, no Maven, or no jars.
-fn available() -> bool {
+pub(crate) fn available() -> bool {
     static FETCHED: OnceLock<Result<(), String>> = OnceLock::new();
     let fetched = FETCHED.get_or_init(|| match script("fetch").stderr(Stdio::piped()).output() {
         Ok(output) if output.status.success() => Ok(()),
@@ -270,7 +307,7 @@ fn spawn(command: &mut Command) -> Child {
     command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"))
 }
 
-fn run(dir: &Path, port: u16) -> Child {
+fn run(dir: &Path, port: u16, extra: &Extra) -> Child {
     let log = OpenOptions::new().create(true).append(true).open(dir.join("log"));
     let (out, err) = match log.and_then(|log| Ok((log.try_clone()?, log))) {
         Ok(both) => both,
@@ -278,12 +315,22 @@ fn run(dir: &Path, port: u16) -> Child {
     };
     let mut command = script("run");
     command.arg("--port").arg(port.to_string()).arg("--dir").arg(dir);
+    if !extra.properties.is_empty() {
+        let file = dir.join("extra.properties");
+        if let Err(e) = std::fs::write(&file, &extra.properties) {
+            panic!("{}: {e}", file.display());
+        }
+        command.arg("--with").arg(file);
+    }
+    if let Some(cluster) = &extra.cluster {
+        command.arg("--cluster").arg(cluster);
+    }
     spawn(command.stdout(out).stderr(err))
 }
 
 /// A port whose successor is free too: that one is the controller's. Not from the range that systems hand out for outgoing
 /// connections, where any client could take it while the node is being restarted.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
     eventually("a free port", ANSWER_WITHIN, || {
         let port = 20_000 + fastrand::u16(0..6_000) * 2;

@@ -4,6 +4,7 @@
 //! the store then must know of that: a look that did not ended the process by SIGSEGV, at every start (seen again with
 //! `Options::default()` in `peek`).
 
+use hapax::config::Durability;
 use hapax::message::Offset;
 use hapax::outcome::{Closed, End, Open, Stage, Stored};
 use hapax::store::rocks::RocksStore;
@@ -22,7 +23,16 @@ fn a_store_killed_under_load_opens_again() {
         name: "orders".into(),
         window_ms: 3_600_000,
     };
-    let start = || RocksStore::open(dir.path(), "billing", std::slice::from_ref(&spec), 16 << 20).unwrap();
+    let start = || {
+        RocksStore::open(
+            dir.path(),
+            "billing",
+            std::slice::from_ref(&spec),
+            16 << 20,
+            Durability::Local,
+        )
+        .unwrap()
+    };
     let store = start();
     let id = PartitionId {
         topic: store.topic("orders").unwrap(),

@@ -71,23 +71,23 @@ fn rejecting_at(brokers: &str, topic: &str, dir: &Path, create: bool) -> Consume
 }
 
 /// A start that stops as soon as it may.
-async fn start_and_stop(consumer: Consumer) -> Result<(), Error> {
+pub(crate) async fn start_and_stop(consumer: Consumer) -> Result<(), Error> {
     consumer.run_until(std::future::ready(())).await.map(drop)
 }
 
 #[track_caller]
-fn says(error: &Error, what: &[&str]) {
+pub(crate) fn says(error: &Error, what: &[&str]) {
     let text = hapax::error::chain(error);
     for part in what {
         assert!(text.contains(part), "{part:?} is not in: {text}");
     }
 }
 
-fn unclean_starts(dir: &Path) -> u32 {
+pub(crate) fn unclean_starts(dir: &Path) -> u32 {
     RocksStore::open_existing_for_cli(dir).unwrap().past().unclean
 }
 
-fn admin(broker: &Broker) -> AdminClient<DefaultClientContext> {
+pub(crate) fn admin(broker: &Broker) -> AdminClient<DefaultClientContext> {
     broker.client().create().unwrap()
 }
 

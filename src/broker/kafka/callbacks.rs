@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
@@ -91,12 +91,9 @@ impl ConsumerContext for Callbacks {
 }
 
 impl Callbacks {
-    pub(super) fn note_kick(&self, error: &KafkaError) {
+    pub(super) fn note_kick(&self, code: Option<RDKafkaErrorCode>) {
         use RDKafkaErrorCode::{FencedInstanceId, UnknownMemberId};
-        if matches!(
-            error.rdkafka_error_code(),
-            Some(UnknownMemberId | FencedInstanceId)
-        ) {
+        if matches!(code, Some(UnknownMemberId | FencedInstanceId)) {
             self.kicked.store(true, Ordering::Release);
         }
     }

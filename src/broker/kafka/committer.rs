@@ -101,7 +101,7 @@ fn commit(consumer: &BaseConsumer<Callbacks>, orders: &[Order]) -> Vec<Answered>
         Err(error) => Err(error),
     };
     if let Err(error) = &accepted {
-        consumer.context().note_kick(error);
+        consumer.context().note_kick(error.rdkafka_error_code());
         let why = crate::error::chain(error);
         tracing::warn!(topic = orders.first().map(|order| order.topic.as_str()), %why, "a commit was refused");
     }

@@ -20,6 +20,8 @@ use super::callbacks::{Answered, Callbacks};
 use super::committer::{Committer, Order};
 use super::properties::consumer_config;
 use super::rebalance::{First, Strays};
+use super::rebuilding::Rebuilding;
+use super::replication::Replication;
 use super::signal::Signal;
 use super::take::{BATCH_MESSAGES_MAX, Queue, Taken, take};
 use crate::assignments::Assignments;
@@ -29,9 +31,13 @@ use crate::commits::Due;
 use crate::config::Settings;
 use crate::error::Error;
 use crate::pulse::Pulse;
+use crate::store::PartitionId;
 
 /// How long the thread rests where nothing wakes it: bounds how late the main queue is served.
 const REST: Duration = Duration::from_millis(10);
+
+/// How long tasks that were cancelled may take to close their books. One whose handler blocks its thread takes longer.
+const ENDING_MAX: Duration = Duration::from_secs(2);
 
 /// Closing a consumer can hang where Kafka is away: after this it is left behind.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
@@ -48,8 +54,13 @@ pub(crate) struct PollThread {
     pub(super) queues: Vec<Queue>,
     next_queue: usize,
     pub(super) uncommitted: Vec<First>,
-    /// Assigned by the group and not served, because what they need is not there.
+    /// Assigned by the group and not to the client, because what they need is not there.
     pub(super) refused: Vec<(String, i32)>,
+    /// Assigned to the client too, and refused once their changelog was read.
+    pub(super) unserved: Vec<PartitionId>,
+    pub(super) replication: Option<Replication>,
+    /// Where cold partitions are to be rebuilt.
+    pub(super) rebuilding: Option<Rebuilding>,
     pub(super) strays: Strays,
     pub(super) reported_cold: tokio::sync::watch::Sender<usize>,
 }
@@ -66,6 +77,8 @@ impl PollThread {
         signal: Arc<Signal>,
         pulse: Pulse,
         reported_cold: tokio::sync::watch::Sender<usize>,
+        replication: Option<Replication>,
+        rebuilding: Option<Rebuilding>,
     ) -> Result<Self, Error> {
         let (answer, answers) = mpsc::channel();
         let answered = Arc::clone(&signal);
@@ -94,6 +107,9 @@ impl PollThread {
             next_queue: 0,
             uncommitted: Vec::new(),
             refused: Vec::new(),
+            unserved: Vec::new(),
+            replication,
+            rebuilding,
             strays: Strays::Unknown,
             reported_cold,
         })
@@ -119,6 +135,8 @@ impl PollThread {
                 self.apply(event)?;
             }
             self.commit_first();
+            self.serve_restored()?;
+            self.serve_rebuilt()?;
             self.move_strays()?;
             self.commit_due();
             if self.take_all()? == 0 {
@@ -166,6 +184,12 @@ impl PollThread {
         self.assignments.end(&ids);
         self.queues.clear();
         self.uncommitted.clear();
+        self.unserved.clear();
+        if let Some(replication) = &mut self.replication {
+            replication.go_all();
+            replication.member.leave();
+        }
+        self.rebuild_nothing();
     }
 
     /// Serves callbacks. Messages do not come this way: their queues were split off before they were assigned.
@@ -259,11 +283,25 @@ impl PollThread {
         Ok(taken)
     }
 
+    /// What was to be rebuilt is not ours any more.
+    fn rebuild_nothing(&mut self) {
+        if let Some(rebuilding) = &mut self.rebuilding {
+            let ids = rebuilding.ids();
+            rebuilding.go(&mut self.assignments, &ids);
+        }
+    }
+
     fn drain_all(&mut self) -> Result<(), Error> {
+        self.rebuild_nothing();
         let ids = self.assignments.ids();
         crate::crash::point("at-shutdown");
         let drained = self.drain(&ids, false);
         self.assignments.end(&ids);
+        // What they did not finish is released in their books by the tasks themselves.
+        let deadline = clock::now() + ENDING_MAX;
+        while !self.assignments.are_over() && clock::now() < deadline {
+            self.signal.wait(Duration::from_millis(1));
+        }
         drained
     }
 
@@ -271,6 +309,10 @@ impl PollThread {
     /// closes, so every other one goes first; a commit that is still waited for has one.
     fn close(mut self) -> Result<(), Error> {
         self.queues.clear();
+        if let Some(replication) = self.replication.take() {
+            replication.member.leave();
+        }
+        self.rebuilding = None;
         self.apply_at_close();
         let Self {
             consumer, committer, ..

@@ -7,16 +7,24 @@
 
 pub(crate) mod admin;
 mod callbacks;
+pub(crate) mod changelog;
 mod committer;
 pub(crate) mod consumer;
 #[cfg(feature = "cli")]
 pub(crate) mod demo;
+pub(crate) mod member;
 pub(crate) mod producer;
 pub(crate) mod properties;
 mod raw;
+pub(crate) mod reach;
 mod rebalance;
+pub(crate) mod rebuilder;
+pub(crate) mod rebuilding;
+pub(crate) mod replication;
+pub(crate) mod restorer;
 pub(crate) mod signal;
 mod take;
+pub(crate) mod transactions;
 
 use std::time::Duration;
 

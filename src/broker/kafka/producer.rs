@@ -24,7 +24,8 @@ impl Producer {
     }
 }
 
-fn producer_config(settings: &Settings) -> ClientConfig {
+/// What every producer of hapax is set up with.
+pub(super) fn producer_config(settings: &Settings) -> ClientConfig {
     let mut config = without_consumer_properties(settings);
     config.set("enable.idempotence", "true");
     config.set("linger.ms", "5");

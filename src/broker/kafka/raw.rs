@@ -2,7 +2,8 @@
 //!
 //! A partition queue polled message by message costs two reads of the clock for each; taken in batches it costs two for
 //! all of them, a third of what a poll costs (`docs/performance.md`). Only for *partition* queues: on the consumer's own
-//! queue the same call can return past a rebalance.
+//! queue the same call can return past a rebalance. And the client library hides which generation and member a commit
+//! states, which has to be checked before each transaction (schedule 2).
 #![expect(unsafe_code, reason = "see the module")]
 
 use std::ffi::{CStr, CString, c_void};
@@ -13,34 +14,33 @@ use std::sync::Arc;
 
 use rdkafka::bindings::rd_kafka_timestamp_type_t as RDKafkaTimestampType;
 use rdkafka::bindings::{
-    rd_kafka_consume_batch_queue, rd_kafka_header_get_all, rd_kafka_message_destroy,
-    rd_kafka_message_headers, rd_kafka_message_timestamp, rd_kafka_queue_destroy,
-    rd_kafka_queue_get_partition,
+    rd_kafka_consume_batch_queue, rd_kafka_consumer_group_metadata, rd_kafka_consumer_group_metadata_destroy,
+    rd_kafka_consumer_group_metadata_generation_id, rd_kafka_consumer_group_metadata_member_id,
+    rd_kafka_header_get_all, rd_kafka_message_destroy, rd_kafka_message_headers, rd_kafka_message_timestamp,
+    rd_kafka_queue_destroy, rd_kafka_queue_get_partition,
 };
-use rdkafka::consumer::BaseConsumer;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{IsError as _, KafkaError};
 use rdkafka::types::{RDKafkaHeaders, RDKafkaMessage, RDKafkaQueue, RDKafkaRespErr};
 
-use super::callbacks::Callbacks;
 use crate::message::{Header, Offset};
 
 /// Messages that one call asks for at most: their pointers lie on the stack.
 const CALL_MAX: usize = 256;
 
 /// One more handle of a partition's queue.
-pub(super) struct RawQueue {
+pub(super) struct RawQueue<C: ConsumerContext + 'static> {
     queue: NonNull<RDKafkaQueue>,
     /// The queue's client, which has to live for longer.
-    _consumer: Arc<BaseConsumer<Callbacks>>,
+    _consumer: Arc<BaseConsumer<C>>,
 }
 
 // SAFETY: librdkafka's queues are made for use from any thread; `take` needs `&mut self`, so there is one at a time.
-unsafe impl Send for RawQueue {}
+unsafe impl<C: ConsumerContext> Send for RawQueue<C> {}
 
-impl RawQueue {
+impl<C: ConsumerContext> RawQueue<C> {
     /// The queue of that partition, `None` where the client has none. It is not split from the consumer's here.
-    pub(super) fn new(consumer: &Arc<BaseConsumer<Callbacks>>, topic: &str, partition: i32) -> Option<Self> {
-        use rdkafka::consumer::Consumer as _;
+    pub(super) fn new(consumer: &Arc<BaseConsumer<C>>, topic: &str, partition: i32) -> Option<Self> {
         let topic = CString::new(topic).ok()?;
         // SAFETY: the client is alive (we hold the consumer) and the name is a C string; what comes back is a handle of
         // our own, or null.
@@ -70,7 +70,7 @@ impl RawQueue {
     }
 }
 
-impl Drop for RawQueue {
+impl<C: ConsumerContext> Drop for RawQueue<C> {
     fn drop(&mut self) {
         // SAFETY: our own handle, used by nobody after this.
         unsafe { rd_kafka_queue_destroy(self.queue.as_ptr()) }
@@ -82,11 +82,11 @@ pub(super) struct Messages<'q> {
     found: [*mut RDKafkaMessage; CALL_MAX],
     count: usize,
     next: usize,
-    queue: PhantomData<&'q RawQueue>,
+    queue: PhantomData<&'q ()>,
 }
 
 impl<'q> Iterator for Messages<'q> {
-    type Item = Result<Message<'q>, KafkaError>;
+    type Item = Result<Message<'q>, Failed>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let pointer = self.found.get(..self.count)?.get(self.next)?;
@@ -99,7 +99,10 @@ impl<'q> Iterator for Messages<'q> {
         let error = unsafe { message.message.as_ref() }.err;
         Some(match error {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(message),
-            error => Err(KafkaError::MessageConsumption(error.into())),
+            error => Err(Failed {
+                offset: message.offset(),
+                error: KafkaError::MessageConsumption(error.into()),
+            }),
         })
     }
 }
@@ -112,10 +115,18 @@ impl Drop for Messages<'_> {
     }
 }
 
+/// What a queue has besides messages.
+#[derive(Debug)]
+pub(super) struct Failed {
+    /// Where it happened; for the end of a partition that is the offset of what comes next.
+    pub(super) offset: Offset,
+    pub(super) error: KafkaError,
+}
+
 /// One message, in the memory of librdkafka.
 pub(super) struct Message<'q> {
     message: NonNull<RDKafkaMessage>,
-    queue: PhantomData<&'q RawQueue>,
+    queue: PhantomData<&'q ()>,
 }
 
 impl Message<'_> {
@@ -188,6 +199,32 @@ fn header<'m>(list: NonNull<RDKafkaHeaders>, index: usize) -> Option<Header<'m>>
         name: name.to_str().unwrap_or("\u{fffd}"),
         value,
     })
+}
+
+/// Which member of its group a consumer is at this moment, by the number of the generation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct MemberId {
+    /// Negative where it is no member: Kafka accepts the commit of such a one unchecked.
+    pub(super) generation: i32,
+    pub(super) member: String,
+}
+
+/// What a commit of that consumer would state now; `None` where it has no group.
+pub(super) fn member_id<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<MemberId> {
+    // SAFETY: the client is alive. What comes back is ours, or null.
+    let metadata = NonNull::new(unsafe { rd_kafka_consumer_group_metadata(consumer.client().native_ptr()) })?;
+    // SAFETY: alive until it is destroyed below; the id is a C string inside it, and is copied.
+    unsafe {
+        let generation = rd_kafka_consumer_group_metadata_generation_id(metadata.as_ptr());
+        let member = rd_kafka_consumer_group_metadata_member_id(metadata.as_ptr());
+        let member = if member.is_null() {
+            String::new()
+        } else {
+            CStr::from_ptr(member).to_string_lossy().into_owned()
+        };
+        rd_kafka_consumer_group_metadata_destroy(metadata.as_ptr());
+        Some(MemberId { generation, member })
+    }
 }
 
 /// Null is nothing, which is not the same as empty.

@@ -82,31 +82,17 @@ impl PollThread {
         self.end_strays_among(&partitions)?;
         let facts = self.facts(&partitions)?;
         let mut list = TopicPartitionList::new();
+        let mut coming = Vec::new();
         for ((topic, partition), facts) in partitions.into_iter().zip(facts) {
             let Some(id) = self.assignments.id(&topic, partition) else {
                 continue;
             };
-            match self.assignments.prepare(id, &facts) {
-                Ok(prepared) => {
-                    let Some(mut queue) = self.consumer.split_partition_queue(&topic, partition) else {
-                        return Err(Error::Internal(format!("{topic}[{partition}] has no queue")));
-                    };
-                    let signal = Arc::clone(&self.signal);
-                    queue.set_nonempty_callback(move || signal.raise());
-                    let Some(raw) = RawQueue::new(&self.consumer, &topic, partition) else {
-                        return Err(Error::Internal(format!("{topic}[{partition}] has no queue")));
-                    };
-                    let start = KafkaOffset::Offset(prepared.start.next.0);
-                    list.add_partition_offset(&topic, partition, start)
+            match self.take_up(id, &facts) {
+                Ok(start) => {
+                    self.split(&topic, id)?;
+                    list.add_partition_offset(&topic, partition, KafkaOffset::Offset(start.0))
                         .map_err(fatal)?;
-                    self.queues.push(Queue {
-                        topic: topic.as_str().into(),
-                        id,
-                        _split: queue,
-                        raw,
-                    });
-                    let due = clock::now();
-                    self.uncommitted.push(First { prepared, due });
+                    coming.push((id, facts, start));
                 }
                 Err(Error::Broker(refusal)) if refusal.is_refusal() => {
                     tracing::error!("{refusal}");
@@ -115,12 +101,69 @@ impl PollThread {
                 Err(error) => return Err(error),
             }
         }
-        self.reported_cold.send_replace(self.refused.len());
+        self.reported_cold
+            .send_replace(self.refused.len() + self.unserved.len());
         let applied = match self.consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => self.consumer.incremental_assign(&list),
             _ => self.consumer.assign(&list),
         };
-        applied.map_err(|error| fatal(error).into())
+        applied.map_err(fatal)?;
+        if let Some(replication) = &mut self.replication {
+            replication.member.join(&self.consumer);
+            replication.come(coming);
+        }
+        Ok(())
+    }
+
+    /// Where fetching begins. In local mode the partition is prepared with that; a changelog has to be read first.
+    fn take_up(&mut self, id: PartitionId, facts: &Facts) -> Result<NextOffset, Error> {
+        if self.replication.is_some() {
+            return Ok(self.assignments.expect(id, facts)?.next);
+        }
+        let prepared = self.assignments.prepare(id, facts)?;
+        let start = prepared.start.next;
+        self.go_on(prepared)?;
+        Ok(start)
+    }
+
+    /// Its window is whole, or as whole as it is to be. It is served once that is known: to the group, by its first commit,
+    /// or to the changelog, by its fence.
+    pub(super) fn come_to_serve(&mut self, prepared: Prepared) {
+        if let Some(replication) = &mut self.replication {
+            replication.raise_fence(prepared);
+        } else {
+            let due = clock::now();
+            self.uncommitted.push(First { prepared, due });
+        }
+    }
+
+    /// Its messages go into a queue of their own, from before it is assigned: what comes earlier would be out of order.
+    fn split(&mut self, topic: &str, id: PartitionId) -> Result<(), Error> {
+        let queues = self
+            .consumer
+            .split_partition_queue(topic, id.partition)
+            .zip(RawQueue::new(&self.consumer, topic, id.partition));
+        let Some((mut split, raw)) = queues else {
+            return Err(Error::Internal(format!("{topic}[{}] has no queue", id.partition)));
+        };
+        let signal = Arc::clone(&self.signal);
+        split.set_nonempty_callback(move || signal.raise());
+        self.queues.push(Queue {
+            topic: topic.into(),
+            id,
+            _split: split,
+            raw,
+        });
+        Ok(())
+    }
+
+    /// It is not served, and has to be given back to the client with the rest of the assignment.
+    pub(super) fn refuse(&mut self, topic: &str, id: PartitionId) {
+        self.queues.retain(|queue| queue.id != id);
+        self.unserved.push(id);
+        self.reported_cold
+            .send_replace(self.refused.len() + self.unserved.len());
+        tracing::debug!(topic, partition = id.partition, "not served");
     }
 
     /// What the broker knows of the partitions. What it cannot say yet is asked again: to fall back to the start of the
@@ -234,14 +277,25 @@ impl PollThread {
             .filter_map(|(t, p)| self.assignments.id(t, *p))
             .collect();
         self.uncommitted.retain(|first| !ids.contains(&first.id()));
+        self.unserved.retain(|id| !ids.contains(id));
+        if let Some(replication) = &mut self.replication {
+            replication.go(&ids);
+        }
+        if let Some(rebuilding) = &mut self.rebuilding {
+            rebuilding.go(&mut self.assignments, &ids);
+        }
         if lost {
             tracing::warn!(partitions = ids.len(), "partitions lost");
         } else {
             crate::crash::point("during-rebalance");
-            self.drain(&ids, true)?;
+            if !crate::crash::is_off("drain") {
+                self.drain(&ids, true)?;
+            }
         }
         // The fence comes down before unassign: from there on another member may own the partition (Inv 5).
-        self.assignments.end(&ids);
+        if lost || !crate::crash::is_off("drain") {
+            self.assignments.end(&ids);
+        }
         self.queues.retain(|queue| !ids.contains(&queue.id));
         let mut list = TopicPartitionList::new();
         for (topic, partition) in partitions {
@@ -254,7 +308,8 @@ impl PollThread {
             // What the drain could not move, because it still ran or its letter was not taken, is looked for again.
             self.strays = Strays::Unknown;
         }
-        self.reported_cold.send_replace(self.refused.len());
+        self.reported_cold
+            .send_replace(self.refused.len() + self.unserved.len());
         let applied = match self.consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => self.consumer.incremental_unassign(&list),
             _ => self.consumer.unassign(),
@@ -288,13 +343,21 @@ impl PollThread {
     /// home. Known one session after the first assignment is served; what is ours and refused stays.
     pub(super) fn move_strays(&mut self) -> Result<(), Error> {
         match &self.strays {
+            // What is held moves with its partition.
+            _ if self.replication.is_some() => {}
             Strays::Unknown if self.uncommitted.is_empty() && !self.assignments.ids().is_empty() => {
                 self.strays = Strays::Settling(clock::now() + session(&self.settings) + PAST_SESSION);
             }
             Strays::Settling(until) if *until <= clock::now() => {
                 let refused = self.refused.iter();
+                let rebuilding = self.rebuilding.as_ref();
                 let ours: Vec<_> = refused
                     .filter_map(|(topic, partition)| self.assignments.id(topic, *partition))
+                    .chain(
+                        rebuilding
+                            .into_iter()
+                            .flat_map(super::rebuilding::Rebuilding::ids),
+                    )
                     .collect();
                 let strays = self.assignments.move_strays(self.settings.drain, &ours)?;
                 self.strays = Strays::Moving(strays);
@@ -333,14 +396,21 @@ impl PollThread {
     pub(super) fn apply_at_close(&mut self) {
         self.consumer.context().closing.store(true, Ordering::Release);
         while let Some(event) = self.consumer.context().next_event() {
-            if let Event::Revoked { .. } = event {
+            if let Event::Revoked { partitions, .. } = event {
+                let mut list = TopicPartitionList::new();
+                for (topic, partition) in &partitions {
+                    list.add_partition(topic, *partition);
+                }
                 // Whatever it says, the consumer is on its way out.
-                let _ = self.consumer.unassign();
+                let _ = match self.consumer.rebalance_protocol() {
+                    RebalanceProtocol::Cooperative => self.consumer.incremental_unassign(&list),
+                    _ => self.consumer.unassign(),
+                };
             }
         }
     }
 }
 
-fn fatal(error: rdkafka::error::KafkaError) -> broker::Error {
+pub(super) fn fatal(error: rdkafka::error::KafkaError) -> broker::Error {
     broker::Error::Fatal(crate::error::chain(&error))
 }

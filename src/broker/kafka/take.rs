@@ -14,7 +14,7 @@ use crate::store::PartitionId;
 pub(super) const BATCH_MESSAGES_MAX: usize = 1_024;
 
 /// A batch ends about here: how many messages still fit is told from those it has.
-const BATCH_BYTES_MAX: usize = 1 << 20;
+pub(super) const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// Messages of a batch's first call, while nothing is known of their size.
 const FIRST_CALL: usize = 8;
@@ -25,7 +25,7 @@ pub(super) struct Queue {
     pub(super) id: PartitionId,
     /// Split from the consumer's queue for as long as this is held, and wakes the poll thread.
     pub(super) _split: PartitionQueue<Callbacks>,
-    pub(super) raw: RawQueue,
+    pub(super) raw: RawQueue<Callbacks>,
 }
 
 /// A batch, if there was anything, and the first error among what was taken.
@@ -62,7 +62,7 @@ pub(super) fn take(queue: &mut Queue, messages_max: usize) -> Taken {
                     push(batch, &message);
                 }
                 // What was taken after it is no worse for it, and would be lost if it were left.
-                Err(failed) => error = error.or(Some(failed)),
+                Err(failed) => error = error.or(Some(failed.error)),
             }
         }
         if found < fit || error.is_some() {
@@ -79,7 +79,7 @@ fn fitting(batch: &BatchBuilder) -> usize {
     BATCH_BYTES_MAX.saturating_sub(batch.bytes()).div_ceil(each)
 }
 
-fn push(batch: &mut BatchBuilder, message: &Message<'_>) {
+pub(super) fn push(batch: &mut BatchBuilder, message: &Message<'_>) {
     batch.push(
         message.offset(),
         message.timestamp_ms(),

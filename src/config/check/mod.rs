@@ -4,6 +4,7 @@
 //! Every bound states its reason, since a bound without one is the first thing a user works around.
 
 mod bound;
+mod replicated;
 mod topic;
 
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use self::bound::Found;
 use super::error::Problem;
 use super::kafka;
-use super::settings::{Cold, Limits, Settings};
+use super::settings::{Cold, Durability, Limits, Settings};
 use super::units::{ByteCount, show_duration};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -26,9 +27,14 @@ pub fn check(settings: &Settings) -> Vec<Problem> {
     let mut found = Found::default();
     process(settings, &mut found);
     limits(&settings.limits, &mut found);
-    found.problems.extend(kafka::check(&settings.kafka));
+    found
+        .problems
+        .extend(kafka::check(&settings.kafka, settings.durability));
     for (name, policy) in &settings.topics {
         topic::check(settings, name, policy, &mut found);
+    }
+    if settings.durability == Durability::Replicated {
+        replicated::check(settings, &mut found);
     }
     found.problems
 }
@@ -44,6 +50,9 @@ pub fn warnings(settings: &Settings) -> Vec<Problem> {
     found
         .key("cold", settings.cold.name())
         .when(settings.cold == Cold::Run, why, fix);
+    if settings.durability == Durability::Replicated {
+        replicated::warn(settings, &mut found);
+    }
     for (name, policy) in &settings.topics {
         topic::warn(settings, name, policy, &mut found);
     }

@@ -228,7 +228,7 @@ fn retry(key: &str, retry: &Retry, found: &mut Found) {
 }
 
 /// Kafka's own rule for the names of topics.
-fn legal(name: &str) -> Result<(), &'static str> {
+pub(super) fn legal(name: &str) -> Result<(), &'static str> {
     match name {
         "" => Err("a topic has a name"),
         "." | ".." => Err("Kafka has no topic of that name"),

@@ -132,6 +132,8 @@ impl Journalled {
             acks: Arc::clone(&self.acks),
             number: self.next,
             changes,
+            letters: Vec::new(),
+            stands: None,
         });
         self.next += 1;
     }

@@ -24,6 +24,9 @@ pub(super) const RUNNING: &str = "running";
 pub(super) const UNCLEAN: &str = "unclean";
 pub(super) const TOPIC: &str = "topic/";
 pub(super) const POSITION: &str = "position/";
+pub(super) const CHANGELOG: &str = "changelog/";
+/// The durability mode. Absent in stores that are older than the second one, which are local.
+pub(super) const DURABILITY: &str = "durability";
 /// How many partitions a topic had when it was last asked about.
 pub(super) const PARTITIONS: &str = "partitions/";
 
@@ -60,6 +63,11 @@ pub(super) fn fence(partition: PartitionId) -> String {
     format!("fence/{}/{}", partition.topic.0, partition.partition)
 }
 
+/// The changelog's next offset.
+pub(super) fn changelog(partition: PartitionId) -> String {
+    format!("{CHANGELOG}{}/{}", partition.topic.0, partition.partition)
+}
+
 /// The partition of a position's key.
 pub(super) fn parse_position(key: &[u8]) -> Option<PartitionId> {
     let rest = std::str::from_utf8(key).ok()?.strip_prefix(POSITION)?;
@@ -79,6 +87,14 @@ pub(super) fn closed(partition: i32, token: &TokenKey) -> ClosedKey {
     head.copy_from_slice(&partition.to_be_bytes());
     tail.copy_from_slice(&token.0);
     key
+}
+
+/// All closed records of one partition, in any one bucket: from the first to beyond the last.
+pub(super) fn closed_range(partition: i32) -> ([u8; 4], [u8; 21]) {
+    let mut end = [u8::MAX; 21];
+    let (prefix, _) = end.split_at_mut(4);
+    prefix.copy_from_slice(&partition.to_be_bytes());
+    (partition.to_be_bytes(), end)
 }
 
 /// The open records of one partition.
@@ -154,6 +170,24 @@ mod tests {
         assert!(last[..] < open_end(ORDERS_3)[..]);
         assert_eq!(parse_position(position(ORDERS_3).as_bytes()), Some(ORDERS_3));
         assert_eq!(parse_position(b"fence/258/3"), None);
+    }
+
+    #[test]
+    fn the_range_of_a_partition_holds_its_closed_records_and_no_others() {
+        for partition in [0, 1, 255, 256, i32::MAX, -1] {
+            let (start, end) = closed_range(partition);
+            let within = |other, byte| {
+                let key = closed(other, &TokenKey([byte; 16]));
+                start[..] <= key[..] && key[..] < end[..]
+            };
+            assert!(within(partition, 0) && within(partition, u8::MAX), "{partition}");
+            for other in [partition.wrapping_sub(1), partition.wrapping_add(1)] {
+                assert!(
+                    !within(other, 0) && !within(other, u8::MAX),
+                    "{partition} {other}"
+                );
+            }
+        }
     }
 
     #[test]

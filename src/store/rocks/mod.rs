@@ -4,6 +4,10 @@
 //! written (Inv 9): what the log holds then is known only to whoever opens it next. Closed records lie in one family
 //! per topic and time bucket, dropped whole; open records, positions and acts of operators in a family each.
 //!
+//! A store of a replicated consumer is a copy of its changelog topic. What partitions do is not in the write-ahead log
+//! there: it lies in memory until all families are flushed together, and after a crash it is what the last flush left.
+//! The log still holds what belongs to the store itself: identity, topics, and whether it runs.
+//!
 //! It decides nothing and reads no clock. `rocksdb` is named in this folder only.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,8 +24,10 @@ use super::{
     AuditEntry, Changes, Error, Hit, Identity, Known, PartitionId, PastStarts, Store, StoreId, TopicId,
     TopicSpec, WindowSize,
 };
+use crate::config::Durability;
 use crate::token::TokenKey;
 
+mod ingest;
 mod keys;
 mod open;
 mod options;
@@ -35,6 +41,9 @@ pub struct RocksStore {
     budget: Budget,
     reads: ReadOptions,
     synced: WriteOptions,
+    /// For what a changelog has made durable.
+    logged: WriteOptions,
+    durability: Durability,
     store_id: StoreId,
     group: String,
     cluster: RwLock<Option<String>>,
@@ -75,28 +84,34 @@ pub struct Health {
 
 impl RocksStore {
     /// Opens the store of `group` in `dir`, or makes it. `memory_bytes` bounds what blocks and write buffers hold
-    /// together (at least 16 MiB).
+    /// together (at least 16 MiB). A store keeps the durability mode that it was made in.
     ///
     /// Blocks on the disk, and cannot be cancelled: the lock is held until it returns and the store is dropped.
     ///
     /// # Errors
-    /// [`Error::Directory`], [`Error::Locked`], [`Error::Corrupt`], [`Error::Newer`], [`Error::Foreign`] or
-    /// [`Error::Io`].
-    pub fn open(dir: &Path, group: &str, topics: &[TopicSpec], memory_bytes: u64) -> Result<Self, Error> {
+    /// [`Error::Directory`], [`Error::Locked`], [`Error::Corrupt`], [`Error::Newer`], [`Error::Foreign`],
+    /// [`Error::Durability`] or [`Error::Io`].
+    pub fn open(
+        dir: &Path,
+        group: &str,
+        topics: &[TopicSpec],
+        memory_bytes: u64,
+        durability: Durability,
+    ) -> Result<Self, Error> {
         open::prepare(dir)?;
         if open::exists(dir)?
             && let Some(found) = open::peek(dir)?
         {
-            open::check_group(dir, &found, group)?;
+            open::check(dir, &found, group, durability)?;
         }
-        let budget = Budget::new(memory_bytes);
+        let budget = Budget::new(memory_bytes, durability);
         let (db, buckets) = open::open(dir, &budget, true)?;
         let found = match open::read(&db, dir)? {
             Some(found) => {
-                open::check_group(dir, &found, group)?;
+                open::check(dir, &found, group, durability)?;
                 found
             }
-            None => Self::identify(&db, dir, group)?,
+            None => Self::identify(&db, dir, group, durability)?,
         };
         let mut store = Self::assemble(dir, db, budget, found, &buckets, Role::Consumer)?;
         store.ask_for(topics)?;
@@ -116,7 +131,8 @@ impl RocksStore {
             });
         }
         open::peek(dir)?;
-        let budget = Budget::new(0);
+        // Whose store it is will be known when it is open. To flush all families together is right in either mode.
+        let budget = Budget::new(0, Durability::Replicated);
         let (db, buckets) = open::open(dir, &budget, false)?;
         let found = open::read(&db, dir)?.ok_or_else(|| open::unreadable(dir, keys::FORMAT))?;
         let mut store = Self::assemble(dir, db, budget, found, &buckets, Role::Visitor)?;
@@ -200,7 +216,7 @@ impl RocksStore {
     }
 
     /// Gives a database its identity.
-    fn identify(db: &DB, dir: &Path, group: &str) -> Result<open::Found, Error> {
+    fn identify(db: &DB, dir: &Path, group: &str, durability: Durability) -> Result<open::Found, Error> {
         let store_id = create_id();
         let meta = family(db, keys::META)?;
         let mut batch = WriteBatch::new();
@@ -208,6 +224,7 @@ impl RocksStore {
         batch.put_cf(&meta, keys::STORE_ID, store_id.to_string());
         batch.put_cf(&meta, keys::GROUP, group);
         batch.put_cf(&meta, keys::UNCLEAN, "0");
+        batch.put_cf(&meta, keys::DURABILITY, durability.name());
         db.write_opt(batch, &synced())
             .map_err(|error| open::damage(dir, "write the identity", &error))?;
         Ok(open::Found {
@@ -216,6 +233,7 @@ impl RocksStore {
             cluster: None,
             running: false,
             unclean: 0,
+            durability,
             topics: BTreeMap::new(),
             partitions: BTreeMap::new(),
         })
@@ -246,6 +264,8 @@ impl RocksStore {
             budget,
             reads: ReadOptions::default(),
             synced: synced(),
+            logged: logged(found.durability),
+            durability: found.durability,
             store_id: found.store_id,
             group: found.group,
             cluster: RwLock::new(found.cluster),
@@ -312,6 +332,21 @@ impl RocksStore {
         family(&self.db, name)
     }
 
+    /// Every family that holds something of ours.
+    fn families(&self) -> Result<Vec<Arc<BoundColumnFamily<'_>>>, Error> {
+        let buckets = self.buckets.read().unwrap_or_else(PoisonError::into_inner);
+        let names = buckets.iter().flat_map(|(topic, of_topic)| {
+            let name = |bucket: &Bucket| keys::bucket(*topic, *bucket);
+            of_topic.iter().map(name)
+        });
+        [keys::META, keys::OPEN, keys::AUDIT]
+            .into_iter()
+            .map(str::to_owned)
+            .chain(names)
+            .map(|name| self.family(&name))
+            .collect()
+    }
+
     fn damage(&self, what: &'static str, error: &rocksdb::Error) -> Error {
         open::damage(&self.path, what, error)
     }
@@ -338,6 +373,12 @@ fn family<'a>(db: &'a DB, name: &str) -> Result<Arc<BoundColumnFamily<'a>>, Erro
 fn synced() -> WriteOptions {
     let mut options = WriteOptions::default();
     options.set_sync(true);
+    options
+}
+
+fn logged(durability: Durability) -> WriteOptions {
+    let mut options = WriteOptions::default();
+    options.disable_wal(durability == Durability::Replicated);
     options
 }
 
@@ -423,6 +464,15 @@ impl Store for RocksStore {
 
     fn apply(&self, group: &[Changes]) -> Result<(), Error> {
         self.writer("apply")?.apply(self, group, &[])
+    }
+
+    fn apply_logged(&self, group: &[Changes], logged: &[(PartitionId, i64)]) -> Result<(), Error> {
+        self.writer("apply what is logged")?
+            .apply_logged(self, group, logged)
+    }
+
+    fn clear(&self, partition: PartitionId) -> Result<(), Error> {
+        self.writer("clear a partition")?.clear(self, partition)
     }
 
     fn drop_buckets(&self, topic: TopicId, until_ms: i64) -> Result<usize, Error> {

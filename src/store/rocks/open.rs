@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::keys;
 use super::options::Budget;
+use crate::config::Durability;
 use crate::store::{Error, StoreId, TopicId, TopicSpec};
 
 /// The layout of families and of `meta` that this code writes, and the newest it reads.
@@ -26,6 +27,7 @@ pub(super) struct Found {
     /// The last start has not ended in a close.
     pub(super) running: bool,
     pub(super) unclean: u32,
+    pub(super) durability: Durability,
     pub(super) topics: BTreeMap<TopicId, TopicSpec>,
     pub(super) partitions: BTreeMap<TopicId, i32>,
 }
@@ -121,8 +123,9 @@ pub(super) fn read(db: &DB, dir: &Path) -> Result<Option<Found>, Error> {
     let mut texts = BTreeMap::new();
     for entry in db.iterator_cf(&meta, IteratorMode::Start) {
         let (key, value) = entry.map_err(|error| damage(dir, "read the identity", &error))?;
-        // Positions are many, and of no interest here.
-        if !key.starts_with(keys::POSITION.as_bytes()) {
+        // Those of partitions are many, and of no interest here.
+        let of_partition = [keys::POSITION, keys::CHANGELOG].map(str::as_bytes);
+        if !of_partition.iter().any(|prefix| key.starts_with(prefix)) {
             let text = |bytes: Box<[u8]>| String::from_utf8_lossy(&bytes).into_owned();
             texts.insert(text(key), text(value));
         }
@@ -142,6 +145,13 @@ pub(super) fn read(db: &DB, dir: &Path) -> Result<Option<Found>, Error> {
         });
     }
     let parsed = |key: &str| texts.get(key).ok_or_else(|| unreadable(dir, key));
+    let durability = match texts.get(keys::DURABILITY).map(String::as_str) {
+        None => Durability::Local,
+        Some(found) => [Durability::Local, Durability::Replicated]
+            .into_iter()
+            .find(|known| known.name() == found)
+            .ok_or_else(|| unreadable(dir, keys::DURABILITY))?,
+    };
     let mut topics = BTreeMap::new();
     for (key, value) in texts.range(keys::TOPIC.to_owned()..) {
         let Some(number) = key.strip_prefix(keys::TOPIC) else {
@@ -175,22 +185,30 @@ pub(super) fn read(db: &DB, dir: &Path) -> Result<Option<Found>, Error> {
         unclean: parsed(keys::UNCLEAN)?
             .parse()
             .map_err(|_| unreadable(dir, keys::UNCLEAN))?,
+        durability,
         topics,
         partitions,
     }))
 }
 
-/// Refuses a store of another group.
-pub(super) fn check_group(dir: &Path, found: &Found, group: &str) -> Result<(), Error> {
-    if found.group == group {
-        return Ok(());
+/// Refuses a store of another group, and one that was filled in another mode.
+pub(super) fn check(dir: &Path, found: &Found, group: &str, durability: Durability) -> Result<(), Error> {
+    if found.group != group {
+        return Err(Error::Foreign {
+            path: dir.to_owned(),
+            what: "group",
+            found: found.group.clone(),
+            asked: group.to_owned(),
+        });
     }
-    Err(Error::Foreign {
-        path: dir.to_owned(),
-        what: "group",
-        found: found.group.clone(),
-        asked: group.to_owned(),
-    })
+    if found.durability != durability {
+        return Err(Error::Durability {
+            path: dir.to_owned(),
+            found: found.durability.to_string(),
+            asked: durability.to_string(),
+        });
+    }
+    Ok(())
 }
 
 fn not_ours(dir: &Path, found: String) -> Error {

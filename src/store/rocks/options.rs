@@ -6,6 +6,7 @@
 use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, Options, WriteBufferManager};
 
 use super::keys;
+use crate::config::Durability;
 
 const MIB: usize = 1 << 20;
 /// Below this RocksDB flushes so often that it does little else.
@@ -19,10 +20,12 @@ pub(super) struct Budget {
     cache: Cache,
     buffers: WriteBufferManager,
     write_buffer_bytes: usize,
+    /// Whether the families are flushed together or not at all.
+    atomic: bool,
 }
 
 impl Budget {
-    pub(super) fn new(memory_bytes: u64) -> Self {
+    pub(super) fn new(memory_bytes: u64, durability: Durability) -> Self {
         let memory = usize::try_from(memory_bytes)
             .unwrap_or(usize::MAX)
             .max(MEMORY_MIN);
@@ -32,6 +35,7 @@ impl Budget {
             buffers: WriteBufferManager::new_write_buffer_manager_with_cache(buffers, false, cache.clone()),
             cache,
             write_buffer_bytes: WRITE_BUFFER_MAX.min(buffers / 2),
+            atomic: durability == Durability::Replicated,
         }
     }
 
@@ -56,6 +60,9 @@ impl Budget {
         options.set_write_buffer_manager(&self.buffers);
         // Families that are seldom written would keep old logs alive, and a reopen would read them all.
         options.set_max_total_wal_size(4 * self.write_buffer_bytes as u64);
+        // What is not in the log lies in memory until a flush, and the families must come back of one moment. RocksDB
+        // writes the tables of all of them first and then one group of edits into the manifest, whole or not at all.
+        options.set_atomic_flush(self.atomic);
         options.set_max_background_jobs(2);
         options.set_max_open_files(512);
         // One thread writes.
@@ -114,15 +121,26 @@ impl Budget {
     /// Open records: few at a time, soon deleted, some with a whole message in them.
     fn open(&self) -> Options {
         let mut options = self.common();
-        options.set_write_buffer_size(self.write_buffer_bytes.min(16 * MIB));
+        self.set_buffer(&mut options, 16 * MIB);
         options
     }
 
     /// Families of a few keys.
     fn small(&self) -> Options {
         let mut options = self.common();
-        options.set_write_buffer_size(self.write_buffer_bytes.min(MIB));
+        self.set_buffer(&mut options, MIB);
         options
+    }
+
+    /// A write buffer of that size at most. Where families are flushed together the first full buffer flushes all of
+    /// them, so a small one would cut the large ones into crumbs.
+    fn set_buffer(&self, options: &mut Options, bytes_max: usize) {
+        if self.atomic {
+            options.set_write_buffer_size(self.write_buffer_bytes);
+            options.set_max_write_buffer_number(4);
+        } else {
+            options.set_write_buffer_size(self.write_buffer_bytes.min(bytes_max));
+        }
     }
 
     fn common(&self) -> Options {

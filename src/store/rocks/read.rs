@@ -138,6 +138,15 @@ impl RocksStore {
                 .and_then(|text| text.parse().ok())
                 .ok_or_else(|| open::unreadable(&self.path, &key))?,
         };
+        let changelog = match text(keys::changelog(partition))? {
+            None => None,
+            Some((key, bytes)) => {
+                let next = std::str::from_utf8(&bytes)
+                    .ok()
+                    .and_then(|text| text.parse().ok());
+                Some(next.ok_or_else(|| open::unreadable(&self.path, &key))?)
+            }
+        };
         let mut open = Vec::new();
         for value in self.under(keys::OPEN, keys::open_prefix(partition))? {
             let (_, value) = value.map_err(|error| self.damage("load a partition", &error))?;
@@ -151,6 +160,7 @@ impl RocksStore {
         Ok(Known {
             position,
             fence,
+            changelog,
             open,
         })
     }

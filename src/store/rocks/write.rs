@@ -1,11 +1,13 @@
 //! Writing: one batch for a whole group, and the families that it needs.
 
+use std::borrow::Cow;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use rocksdb::{BoundColumnFamily, WriteBatch};
+use rocksdb::{BoundColumnFamily, FlushOptions, WriteBatch, WriteOptions};
 
 use super::read::PositionText;
 use super::{RocksStore, Role, keys};
+use crate::config::Durability;
 use crate::record;
 use crate::store::bucket::Bucket;
 use crate::store::{AuditEntry, Changes, Error, PartitionId, TopicId, first_key};
@@ -60,19 +62,52 @@ impl RocksStore {
 }
 
 impl Writer {
-    /// The only place that writes. A failure is the last write: what of it reached the log is not known, and no
-    /// record may follow a gap.
+    /// Writes into the log, synced: what belongs to the store itself, and all that a local store holds.
     pub(super) fn write(
         &mut self,
         store: &RocksStore,
         what: &'static str,
         batch: WriteBatch,
     ) -> Result<(), Error> {
-        let written = store.db.write_opt(batch, &store.synced);
+        self.write_with(store, what, batch, &store.synced)
+    }
+
+    /// The only place that writes. A failure is the last write: what of it reached the log is not known, and no
+    /// record may follow a gap.
+    fn write_with(
+        &mut self,
+        store: &RocksStore,
+        what: &'static str,
+        batch: WriteBatch,
+        options: &WriteOptions,
+    ) -> Result<(), Error> {
+        let written = store.db.write_opt(batch, options);
         written.map_err(|error| self.end(what, &error))
     }
 
-    fn end(&mut self, what: &'static str, error: &rocksdb::Error) -> Error {
+    /// Makes what partitions did durable. In a replicated store not by the log: after a crash it would put this onto
+    /// the state of the last flush, which is older, and the two would be of no one moment. So all that is in memory
+    /// is flushed with it.
+    fn keep(&mut self, store: &RocksStore, what: &'static str, batch: WriteBatch) -> Result<(), Error> {
+        match store.durability {
+            Durability::Local => self.write(store, what, batch),
+            Durability::Replicated => {
+                self.write_with(store, what, batch, &store.logged)?;
+                self.flush(store)
+            }
+        }
+    }
+
+    /// In one call, since families named one by one are also flushed one by one: a crash between two of them would
+    /// leave a state that never was.
+    fn flush(&mut self, store: &RocksStore) -> Result<(), Error> {
+        let families = store.families()?;
+        let families: Vec<_> = families.iter().collect();
+        let flushed = store.db.flush_cfs_opt(&families, &FlushOptions::default());
+        flushed.map_err(|error| self.end("flush", &error))
+    }
+
+    pub(super) fn end(&mut self, what: &'static str, error: &rocksdb::Error) -> Error {
         self.ended = Some(format!("an earlier write failed: {error}"));
         Error::Io {
             what,
@@ -87,14 +122,7 @@ impl Writer {
         group: &[Changes],
         acts: &[AuditEntry],
     ) -> Result<(), Error> {
-        self.make_buckets(store, group)?;
-        let records = group
-            .iter()
-            .map(|changes| changes.closed.len() + changes.opened.len());
-        let mut batch = WriteBatch::with_capacity_bytes(64 * (records.sum::<usize>() + group.len()));
-        for changes in group {
-            self.put(store, &mut batch, changes)?;
-        }
+        let mut batch = self.batch(store, group)?;
         let mut next = self.audit_next;
         for act in acts {
             batch.put_cf(
@@ -104,9 +132,78 @@ impl Writer {
             );
             next += 1;
         }
-        self.write(store, "apply", batch)?;
+        if group.is_empty() {
+            self.write(store, "apply", batch)?;
+        } else {
+            self.keep(store, "apply", batch)?;
+        }
         self.audit_next = next;
         Ok(())
+    }
+
+    /// A group that a changelog has made durable, with how far that has been read: one batch, so never one without the
+    /// other.
+    pub(super) fn apply_logged(
+        &mut self,
+        store: &RocksStore,
+        group: &[Changes],
+        logged: &[(PartitionId, i64)],
+    ) -> Result<(), Error> {
+        for (partition, _) in logged {
+            store.window_ms(partition.topic)?;
+        }
+        self.make_buckets(store, group)?;
+        // Only a copy of a changelog may hold closed records ahead of its offset.
+        let group = match store.durability {
+            Durability::Local => Cow::Borrowed(group),
+            Durability::Replicated => self.ingest(store, group)?,
+        };
+        let mut batch = self.batch(store, &group)?;
+        let meta = store.family(keys::META)?;
+        for (partition, next) in logged {
+            batch.put_cf(&meta, keys::changelog(*partition), next.to_string());
+        }
+        self.write_with(store, "apply what is logged", batch, &store.logged)
+    }
+
+    fn batch(&mut self, store: &RocksStore, group: &[Changes]) -> Result<WriteBatch, Error> {
+        self.make_buckets(store, group)?;
+        let records = group
+            .iter()
+            .map(|changes| changes.closed.len() + changes.opened.len());
+        let mut batch = WriteBatch::with_capacity_bytes(64 * (records.sum::<usize>() + group.len()));
+        for changes in group {
+            self.put(store, &mut batch, changes)?;
+        }
+        Ok(batch)
+    }
+
+    /// One batch: where it comes back after a crash, it comes back whole.
+    pub(super) fn clear(&mut self, store: &RocksStore, partition: PartitionId) -> Result<(), Error> {
+        let PartitionId { topic, partition: of } = partition;
+        store.window_ms(topic)?;
+        let mut batch = WriteBatch::new();
+        let (start, end) = keys::closed_range(of);
+        for bucket in store.buckets_of(topic).iter() {
+            let family = store.family(&keys::bucket(topic, *bucket))?;
+            batch.delete_range_cf(&family, &start[..], &end[..]);
+        }
+        let open = store.family(keys::OPEN)?;
+        let (start, end) = (keys::open_prefix(partition), keys::open_end(partition));
+        batch.delete_range_cf(&open, &start[..], &end[..]);
+        let meta = store.family(keys::META)?;
+        for key in [
+            keys::position(partition),
+            keys::fence(partition),
+            keys::changelog(partition),
+        ] {
+            batch.delete_cf(&meta, key);
+        }
+        let options = match store.durability {
+            Durability::Local => &store.synced,
+            Durability::Replicated => &store.logged,
+        };
+        self.write_with(store, "clear a partition", batch, options)
     }
 
     /// Makes the families that the group needs and that do not exist yet.
@@ -184,8 +281,10 @@ impl Writer {
         partition: PartitionId,
     ) -> Result<(), Error> {
         let mut batch = WriteBatch::new();
-        batch.delete_cf(&store.family(keys::META)?, keys::position(partition));
-        self.write(store, "forget a position", batch)
+        let meta = store.family(keys::META)?;
+        batch.delete_cf(&meta, keys::position(partition));
+        batch.delete_cf(&meta, keys::changelog(partition));
+        self.keep(store, "forget a position", batch)
     }
 
     /// A look-up that runs meanwhile holds the family it reads; the files go when it is done.
@@ -210,7 +309,7 @@ impl Writer {
         failed.map_or(Ok(dropped), Err)
     }
 
-    /// The mark goes first: what a failed flush leaves behind is still in the log.
+    /// The mark goes first: what a failed flush leaves behind is still in the log, or in the changelog.
     pub(super) fn close(&mut self, store: &RocksStore) -> Result<(), Error> {
         if store.role == Role::Consumer {
             let mut batch = WriteBatch::new();
@@ -218,24 +317,7 @@ impl Writer {
             self.write(store, "close", batch)?;
         }
         self.ended = Some("the store is closed".to_owned());
-        let topics = store.topics.keys().flat_map(|topic| {
-            let buckets = store.buckets_of(*topic);
-            let names: Vec<String> = buckets
-                .iter()
-                .map(|bucket| keys::bucket(*topic, *bucket))
-                .collect();
-            names
-        });
-        let names: Vec<String> = [keys::META, keys::OPEN, keys::AUDIT]
-            .into_iter()
-            .map(str::to_owned)
-            .chain(topics)
-            .collect();
-        for name in names {
-            let flushed = store.db.flush_cf(&store.family(&name)?);
-            flushed.map_err(|error| store.damage("flush", &error))?;
-        }
-        Ok(())
+        self.flush(store)
     }
 }
 

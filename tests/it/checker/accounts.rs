@@ -5,12 +5,14 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use super::outcomes::{Found, found};
 use super::record::Stage;
 use super::{Case, Findings, Kind, Life, Moment, Rule};
 
 /// The books of one assignment, as the consumer states them. Also what is counted here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Books {
     pub(crate) taken: u64,
     pub(crate) restored: u64,
@@ -25,7 +27,8 @@ pub(crate) struct Books {
 }
 
 impl Books {
-    fn accounts(self) -> u64 {
+    /// The sum of all accounts.
+    pub(crate) fn accounts(self) -> u64 {
         self.in_flight
             + self.done
             + self.failed

@@ -13,10 +13,10 @@ mod effects;
 mod letters;
 mod outcomes;
 mod planted;
-mod record;
+pub(crate) mod record;
 mod rules;
 mod store;
-mod token;
+pub(crate) mod token;
 mod topics;
 mod wal;
 

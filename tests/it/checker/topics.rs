@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::message::{Headers as _, Message as _};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -22,6 +22,25 @@ pub(crate) struct Message {
 }
 
 impl Message {
+    /// As the client hands it over.
+    pub(crate) fn of(message: &BorrowedMessage<'_>) -> Self {
+        let headers = message.headers().map_or(Vec::new(), |headers| {
+            let owned = |value: &[u8]| value.to_vec();
+            headers
+                .iter()
+                .map(|h| (h.key.to_owned(), h.value.map(owned)))
+                .collect()
+        });
+        Self {
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp_ms: message.timestamp().to_millis(),
+            key: message.key().map(<[u8]>::to_vec),
+            payload: message.payload().map(<[u8]>::to_vec),
+            headers,
+        }
+    }
+
     pub(crate) fn place(&self) -> (i32, i64) {
         (self.partition, self.offset)
     }
@@ -72,21 +91,7 @@ pub(crate) fn read_topic(client: &ClientConfig, topic: &str, partitions: i32) ->
         let polled = consumer.poll(ANSWER_WITHIN);
         let message = polled.unwrap_or_else(|| panic!("{topic}: nothing more, and {ends:?} not reached"));
         let message = message.unwrap();
-        let headers = message.headers().map_or(Vec::new(), |headers| {
-            let owned = |value: &[u8]| value.to_vec();
-            headers
-                .iter()
-                .map(|h| (h.key.to_owned(), h.value.map(owned)))
-                .collect()
-        });
-        messages.push(Message {
-            partition: message.partition(),
-            offset: message.offset(),
-            timestamp_ms: message.timestamp().to_millis(),
-            key: message.key().map(<[u8]>::to_vec),
-            payload: message.payload().map(<[u8]>::to_vec),
-            headers,
-        });
+        messages.push(Message::of(&message));
         if ends.get(&message.partition()) == Some(&(message.offset() + 1)) {
             ends.remove(&message.partition());
         }

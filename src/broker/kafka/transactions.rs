@@ -1,0 +1,477 @@
+//! Transactions: one producer that writes the groups of the replicated journal.
+//!
+//! Nothing here waits in slices: the client library's `flush` costs 100 ms a transaction, so this waits for the delivery
+//! reports itself, and commits when all of them are there.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+
+use super::changelog::{self, Read, Span};
+use super::member::Member;
+use crate::broker::{CommitMark, Error, Letter};
+use crate::clock::{self, Instant};
+use crate::config::Settings;
+use crate::journal::frame::{self, Session};
+use crate::journal::replicated::{Ends, Failed, Group, Transactions};
+use crate::store::{PartitionId, StoreId, TopicId};
+
+/// Which topic is which.
+#[derive(Debug, Clone)]
+pub(crate) struct Names {
+    pub(crate) input: String,
+    pub(crate) changelog: String,
+}
+
+/// What the producer is made from.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) store_id: StoreId,
+    pub(crate) topics: BTreeMap<TopicId, Names>,
+    pub(crate) member: Member,
+    /// How long the broker keeps a transaction open that nobody ends, and how long one call waits.
+    pub(crate) timeout: Duration,
+}
+
+/// See the module.
+pub(crate) struct KafkaTransactions {
+    parts: Parts,
+    producer: Option<ThreadedProducer<Deliveries>>,
+    /// Of this producer alone.
+    unique: [u8; 16],
+}
+
+impl KafkaTransactions {
+    /// Makes the producer and ends whatever the last one of this store left open. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the client refuses a property, [`Error::Unreachable`] where the broker does not answer or
+    /// gives no right to transactions.
+    pub(crate) fn start(parts: Parts) -> Result<Self, Error> {
+        let mut made = Self {
+            parts,
+            producer: None,
+            unique: [0; 16],
+        };
+        made.init()?;
+        Ok(made)
+    }
+
+    fn init(&mut self) -> Result<(), Error> {
+        // The old one first: two of one name in one process would end each other.
+        self.producer = None;
+        let Parts {
+            settings,
+            store_id,
+            timeout,
+            ..
+        } = &self.parts;
+        let mut config = super::producer::producer_config(settings);
+        config.set("transactional.id", format!("hapax-{}-{store_id}", settings.group));
+        let timeout_ms = clock::millis(*timeout).to_string();
+        config.set("transaction.timeout.ms", &timeout_ms);
+        config.set("delivery.timeout.ms", &timeout_ms);
+        // A group is sent as a whole and waited for: lingering would only add to the wait.
+        config.set("linger.ms", "0");
+        let refused = |error: KafkaError| Error::Config(crate::error::chain(&error));
+        let producer: ThreadedProducer<Deliveries> = config
+            .create_with_context(Deliveries::default())
+            .map_err(refused)?;
+        producer
+            .init_transactions(*timeout)
+            .map_err(super::unreachable(settings, "preparing transactions"))?;
+        self.producer = Some(producer);
+        self.unique = Session::create().0;
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        producer: &ThreadedProducer<Deliveries>,
+        member: &rdkafka::consumer::ConsumerGroupMetadata,
+        group: &Group,
+        deadline: Instant,
+    ) -> Result<Ends, Cause> {
+        let deliveries = producer.context();
+        let transaction = deliveries.begin();
+        producer.begin_transaction()?;
+        for (part, (id, frame)) in group.frames.iter().enumerate() {
+            let names = self.names(*id)?;
+            let key = self.key(transaction, part);
+            let record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&names.changelog, transaction)
+                .partition(id.partition)
+                .key(key.as_slice())
+                .payload(frame);
+            send(producer, record, deadline)?;
+        }
+        for letter in &group.letters {
+            send_letter(producer, letter, transaction, deadline)?;
+        }
+        crate::crash::point("in-transaction");
+        let written = deliveries.wait(deadline)?;
+        crate::crash::point("before-offsets");
+        if !crate::crash::is_off("offsets") || have_moved(group) {
+            producer.send_offsets_to_transaction(&self.offsets(group)?, member, left(deadline))?;
+        }
+        crate::crash::point("before-commit-transaction");
+        producer
+            .commit_transaction(left(deadline))
+            .map_err(Cause::Commit)?;
+        let mut ends = Ends::new();
+        for id in group.points.keys() {
+            let names = self.names(*id)?;
+            if let Some(next) = written.get(&(names.changelog.clone(), id.partition)) {
+                ends.insert(*id, *next);
+            }
+        }
+        Ok(ends)
+    }
+
+    /// Unlike any other: where a changelog is compacted too, a record without a key is refused, and one with the key of
+    /// another would replace it.
+    fn key(&self, transaction: usize, part: usize) -> [u8; 32] {
+        let mut key = [0; 32];
+        let (producer, rest) = key.split_at_mut(16);
+        let (of, place) = rest.split_at_mut(8);
+        producer.copy_from_slice(&self.unique);
+        of.copy_from_slice(&(transaction as u64).to_be_bytes());
+        place.copy_from_slice(&(part as u64).to_be_bytes());
+        key
+    }
+
+    fn names(&self, id: PartitionId) -> Result<&Names, Cause> {
+        let names = self.parts.topics.get(&id.topic);
+        names.ok_or_else(|| Cause::Refused(format!("{id:?} has no changelog")))
+    }
+
+    fn offsets(&self, group: &Group) -> Result<TopicPartitionList, Cause> {
+        let mut list = TopicPartitionList::new();
+        for (id, point) in &group.points {
+            let mark = CommitMark {
+                store_id: self.parts.store_id,
+                time_ms: point.time_ms,
+            };
+            let mut element = list.add_partition(&self.names(*id)?.input, id.partition);
+            element.set_offset(KafkaOffset::Offset(point.next.0))?;
+            element.set_metadata(mark.to_metadata());
+        }
+        Ok(list)
+    }
+}
+
+impl Transactions for KafkaTransactions {
+    type Member = rdkafka::consumer::ConsumerGroupMetadata;
+
+    fn member(&mut self) -> Result<Self::Member, String> {
+        self.parts.member.metadata()
+    }
+
+    fn commit(&mut self, member: &Self::Member, group: &Group) -> Result<Ends, Failed> {
+        let Some(producer) = &self.producer else {
+            return Err(Failed::Unknown("there is no producer".into()));
+        };
+        let deadline = clock::now() + self.parts.timeout;
+        let cause = match self.write(producer, member, group, deadline) {
+            Ok(ends) => return Ok(ends),
+            Err(cause) => cause,
+        };
+        self.parts.member.note(cause.code());
+        let why = cause.text();
+        let is_over = match &cause {
+            // Begun, and not committed: to be aborted, unless the producer is done for.
+            Cause::Kafka(KafkaError::Transaction(error)) | Cause::Commit(KafkaError::Transaction(error)) => {
+                if error.is_fatal() {
+                    return Err(Failed::Unknown(why));
+                }
+                // A commit that only took too long may still end either way.
+                matches!(cause, Cause::Kafka(_)) || error.txn_requires_abort()
+            }
+            Cause::Commit(_) => false,
+            Cause::Kafka(_) | Cause::Refused(_) | Cause::Late(_) => true,
+        };
+        if !is_over {
+            return Err(Failed::Unknown(why));
+        }
+        if let Err(error) = producer.abort_transaction(self.parts.timeout) {
+            return Err(Failed::Unknown(format!(
+                "{why}; then aborting: {}",
+                crate::error::chain(&error)
+            )));
+        }
+        Err(match cause {
+            Cause::Refused(why) => Failed::Refused(why),
+            _ if cause.is_hopeless() => Failed::Refused(why),
+            _ => Failed::Aborted(why),
+        })
+    }
+
+    fn renew(&mut self) -> Result<(), String> {
+        self.init().map_err(|error| crate::error::chain(&error))
+    }
+
+    fn find(&mut self, session: Session, number: u64, from: &Ends) -> Result<Option<Ends>, String> {
+        let settings = &self.parts.settings;
+        let deadline = clock::now() + 2 * self.parts.timeout;
+        let ends = changelog::Ends::new(settings).map_err(|error| crate::error::chain(&error))?;
+        let (mut spans, mut ids) = (Vec::new(), Vec::new());
+        for (id, from) in from {
+            let Some(names) = self.parts.topics.get(&id.topic) else {
+                return Err(format!("{id:?} has no changelog"));
+            };
+            let (low, high) = ends
+                .of(&names.changelog, id.partition)
+                .map_err(|error| crate::error::chain(&error))?;
+            spans.push(Span {
+                topic: names.changelog.clone(),
+                partition: id.partition,
+                from: (*from).max(low),
+                to: high,
+            });
+            ids.push(*id);
+        }
+        let mut found = Ends::new();
+        let whole = changelog::read(settings, spans, &|| clock::now() > deadline, |read| {
+            if let Read::Message { span, message } = read
+                && let Some(id) = ids.get(span)
+                && let Ok((head, _)) = frame::decode(message.payload().unwrap_or_default(), *id)
+                && (head.session, head.number) == (session, number)
+            {
+                found.insert(*id, message.offset().0 + 1);
+            }
+            Ok::<(), Error>(())
+        });
+        match whole {
+            Ok(true) => Ok((!found.is_empty()).then_some(found)),
+            Ok(false) => Err("the changelog could not be read to its end in time".into()),
+            Err(error) => Err(crate::error::chain(&error)),
+        }
+    }
+}
+
+/// Why a transaction was not committed.
+enum Cause {
+    Kafka(KafkaError),
+    /// The commit itself: it may have happened.
+    Commit(KafkaError),
+    Refused(String),
+    /// Not everything was acknowledged in time.
+    Late(String),
+}
+
+impl From<KafkaError> for Cause {
+    fn from(error: KafkaError) -> Self {
+        Self::Kafka(error)
+    }
+}
+
+impl Cause {
+    fn code(&self) -> Option<RDKafkaErrorCode> {
+        match self {
+            Self::Kafka(KafkaError::Transaction(error)) | Self::Commit(KafkaError::Transaction(error)) => {
+                Some(error.code())
+            }
+            Self::Kafka(error) | Self::Commit(error) => error.rdkafka_error_code(),
+            Self::Refused(_) | Self::Late(_) => None,
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Kafka(error) | Self::Commit(error) => crate::error::chain(error),
+            Self::Refused(why) | Self::Late(why) => why.clone(),
+        }
+    }
+
+    /// Whether the same group would fail again, however often it is tried.
+    fn is_hopeless(&self) -> bool {
+        use RDKafkaErrorCode::{
+            GroupAuthorizationFailed, MessageSizeTooLarge, TopicAuthorizationFailed,
+            TransactionalIdAuthorizationFailed,
+        };
+        matches!(
+            self.code(),
+            Some(
+                MessageSizeTooLarge
+                    | TopicAuthorizationFailed
+                    | GroupAuthorizationFailed
+                    | TransactionalIdAuthorizationFailed
+            )
+        )
+    }
+}
+
+/// With the rule switched off that every transaction carries offsets: only those that moved a commit point do.
+fn have_moved(group: &Group) -> bool {
+    static LAST: Mutex<BTreeMap<PartitionId, i64>> = Mutex::new(BTreeMap::new());
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    group.points.iter().fold(false, |moved, (id, point)| {
+        moved | (last.insert(*id, point.next.0) != Some(point.next.0))
+    })
+}
+
+fn left(deadline: Instant) -> Duration {
+    // 0 would mean "do not wait" to the client, which is another question.
+    deadline
+        .saturating_duration_since(clock::now())
+        .max(Duration::from_millis(1))
+}
+
+fn send(
+    producer: &ThreadedProducer<Deliveries>,
+    mut record: BaseRecord<'_, [u8], [u8], usize>,
+    deadline: Instant,
+) -> Result<(), Cause> {
+    let deliveries = producer.context();
+    loop {
+        deliveries.sent();
+        match producer.send(record) {
+            Ok(()) => return Ok(()),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), same)) => {
+                deliveries.unsent();
+                deliveries.wait_for_one(deadline)?;
+                record = same;
+            }
+            Err((error, _)) => {
+                deliveries.unsent();
+                return Err(error.into());
+            }
+        }
+    }
+}
+
+fn send_letter(
+    producer: &ThreadedProducer<Deliveries>,
+    letter: &Letter,
+    transaction: usize,
+    deadline: Instant,
+) -> Result<(), Cause> {
+    let mut headers = OwnedHeaders::new_with_capacity(letter.headers.len());
+    for (key, value) in &letter.headers {
+        headers = headers.insert(Header {
+            key,
+            value: value.as_deref(),
+        });
+    }
+    let mut record =
+        BaseRecord::<[u8], [u8], usize>::with_opaque_to(&letter.topic, transaction).headers(headers);
+    record.key = letter.key.as_deref();
+    record.payload = letter.payload.as_deref();
+    record.timestamp = letter.timestamp_ms;
+    send(producer, record, deadline)
+}
+
+/// The delivery reports of one transaction.
+#[derive(Default)]
+pub(crate) struct Deliveries {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    transaction: usize,
+    outstanding: usize,
+    failed: Option<KafkaError>,
+    /// The offset after the last, by topic and partition.
+    next: BTreeMap<(String, i32), i64>,
+}
+
+impl Deliveries {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new transaction, and the number that its reports come with: those of one that was aborted may come late.
+    fn begin(&self) -> usize {
+        let mut state = self.state();
+        *state = State {
+            transaction: state.transaction + 1,
+            ..State::default()
+        };
+        state.transaction
+    }
+
+    fn sent(&self) {
+        self.state().outstanding += 1;
+    }
+
+    fn unsent(&self) {
+        self.state().outstanding -= 1;
+    }
+
+    fn wait_for_one(&self, deadline: Instant) -> Result<(), Cause> {
+        let state = self.state();
+        let before = state.outstanding;
+        self.wait_while(state, deadline, |state| {
+            state.outstanding >= before && state.failed.is_none() && before > 0
+        })
+        .map(drop)
+    }
+
+    /// Waits until everything that was sent is acknowledged, and says where each partition goes on.
+    fn wait(&self, deadline: Instant) -> Result<BTreeMap<(String, i32), i64>, Cause> {
+        let state = self.state();
+        let mut state = self.wait_while(state, deadline, |state| {
+            state.outstanding > 0 && state.failed.is_none()
+        })?;
+        match state.failed.take() {
+            Some(error) => Err(error.into()),
+            None => Ok(std::mem::take(&mut state.next)),
+        }
+    }
+
+    fn wait_while<'s>(
+        &self,
+        mut state: MutexGuard<'s, State>,
+        deadline: Instant,
+        waits: impl Fn(&State) -> bool,
+    ) -> Result<MutexGuard<'s, State>, Cause> {
+        while waits(&state) {
+            let left = deadline.saturating_duration_since(clock::now());
+            if left.is_zero() {
+                return Err(Cause::Late(format!(
+                    "{} messages were not acknowledged in time",
+                    state.outstanding
+                )));
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(state)
+    }
+}
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, transaction: usize) {
+        let mut state = self.state();
+        if state.transaction != transaction {
+            return;
+        }
+        state.outstanding = state.outstanding.saturating_sub(1);
+        match result {
+            Ok(message) => {
+                let next = state
+                    .next
+                    .entry((message.topic().to_owned(), message.partition()))
+                    .or_default();
+                *next = (*next).max(message.offset() + 1);
+            }
+            Err((error, _)) => {
+                state.failed.get_or_insert_with(|| error.clone());
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+}
