@@ -33,9 +33,6 @@ const ASK_MAX: Duration = Duration::from_secs(120);
 /// A question that failed at once is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
-/// What all partitions of a reading may have fetched ahead.
-const PREFETCH_KIB: usize = 64 << 10;
-
 /// Where one partition's reading begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reach {
@@ -201,16 +198,12 @@ pub(super) fn unreadable(span: &Span, why: &str) -> broker::Error {
 
 /// As the consumer itself reads: what it was not shown was not done.
 pub(super) fn config(settings: &Settings, spans: usize) -> ClientConfig {
-    let mut config = changelog::config(settings);
+    let mut config = changelog::config(settings, spans);
     if let Some(isolation) = settings.kafka.get("isolation.level") {
         config.set("isolation.level", isolation);
     }
     // What has been deleted since the log's begin was asked for is no part of it.
     config.set("auto.offset.reset", "earliest");
-    // Each partition has a queue of its own, and both count for each.
-    let kib = (PREFETCH_KIB / spans.max(1)).clamp(256, 16_384);
-    config.set("queued.max.messages.kbytes", kib.to_string());
-    config.set("fetch.message.max.bytes", (kib << 10).min(1 << 20).to_string());
     config
 }
 
