@@ -206,6 +206,7 @@ impl PollThread {
     fn lose_all(&mut self) {
         let ids = self.assignments.ids();
         self.assignments.end(&ids);
+        self.assignments.commits().coming().clear();
         self.queues.clear();
         self.uncommitted.clear();
         self.unserved.clear();
