@@ -53,6 +53,8 @@ pub(crate) struct Assignments {
     failures: mpsc::UnboundedSender<Error>,
     /// What the ended assignments of this consumer came to, for the last line of its life.
     ended: Vec<Accounts>,
+    /// Tasks of ended assignments, some of which are still on their way out.
+    ending: Vec<JoinHandle<()>>,
 }
 
 struct Live {
@@ -165,6 +167,7 @@ impl Assignments {
             cold_ids: BTreeSet::new(),
             failures,
             ended: Vec::new(),
+            ending: Vec::new(),
         }
     }
 
@@ -376,7 +379,14 @@ impl Assignments {
             live.control.send_replace(Control::Cancel);
             self.commits.forget(*id);
             self.ended.push(live.accounts);
+            self.ending.retain(|task| !task.is_finished());
+            self.ending.push(live.task);
         }
+    }
+
+    /// Whether the tasks of what has ended are over, and their books closed.
+    pub(crate) fn are_over(&self) -> bool {
+        self.ending.iter().all(JoinHandle::is_finished)
     }
 
     /// Every partition that is served.

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -363,7 +364,8 @@ fn replicate(
     let rules = replicated::Rules {
         owners,
         frame_bytes_max: FRAME_BYTES_MAX,
-        give_up: 4 * timeout,
+        // Brokers that are away for minutes come back; whoever waits for longer wants somebody to look.
+        give_up: Duration::from_secs(600).max(4 * timeout),
         // A turn is at most: renewing, finding, writing and aborting.
         call_max: 6 * timeout,
         clock: Clock::system(),
@@ -402,16 +404,44 @@ fn open(settings: &Settings) -> Result<(Unclosed, usize), Error> {
             window_ms: clock::millis(policy.window),
         })
         .collect();
-    let store = RocksStore::open(
-        &settings.state_dir,
-        &settings.group,
-        &specs,
-        settings.memory.0,
-        settings.durability,
-    )?;
+    let opened = || {
+        RocksStore::open(
+            &settings.state_dir,
+            &settings.group,
+            &specs,
+            settings.memory.0,
+            settings.durability,
+        )
+    };
+    let store = match opened() {
+        Err(crate::store::Error::Corrupt { path, what }) if settings.durability == Durability::Replicated => {
+            let aside = set_aside(&path)?;
+            tracing::error!(
+                %what, aside = %aside.display(),
+                "the local copy is corrupt; it was set aside, and all of it is read from the changelogs again"
+            );
+            opened()?
+        }
+        opened => opened?,
+    };
     let claimed = claim(settings, &store);
     let store = Unclosed::new(store);
     claimed.map(|partitions| (store, partitions))
+}
+
+/// Moves a directory out of the way, beside where it was. One such copy is kept.
+fn set_aside(path: &std::path::Path) -> Result<std::path::PathBuf, Error> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".corrupt");
+    let aside = std::path::PathBuf::from(name);
+    let moved = match std::fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => std::fs::rename(path, &aside),
+    };
+    moved.map(|()| aside).map_err(|source| {
+        let path = path.to_owned();
+        crate::store::Error::Directory { path, source }.into()
+    })
 }
 
 /// What the cluster has to be for this store and these settings. Returns how many partitions the topics have in all.

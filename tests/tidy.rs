@@ -58,6 +58,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "commits",
             "dead_letter",
             "partition",
+            "recovery",
             "sweep",
         ],
     ),
@@ -66,6 +67,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "broker::kafka",
             "journal::local",
+            "journal::replicated",
             "store::conformance",
             "store::memory",
             "store::rocks",

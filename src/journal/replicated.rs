@@ -151,8 +151,9 @@ const ENTRIES_MAX: usize = 30_000;
 /// Groups that are durable and wait for the store.
 const APPLYING_MAX: usize = 2;
 
-/// Between two tries of a group that was aborted.
-const AGAIN: Duration = Duration::from_millis(20);
+/// Between two tries of a group that was aborted: at first, and at most. A rebalance takes about as long.
+const AGAIN: Duration = Duration::from_millis(10);
+const AGAIN_MAX: Duration = Duration::from_millis(200);
 
 impl Replicated {
     /// Starts the journal's threads. `broken` is called once, with the reason, when nothing more can be written.
@@ -282,6 +283,7 @@ impl<T: Transactions> Writer<T> {
     /// Writes one group; afterwards `group` is empty, and each of it is on its way to the store or refused.
     fn write(&mut self, group: &mut Vec<Submission>) -> Result<(), String> {
         let since = clock::now();
+        let (mut wait, mut last) = (AGAIN, None);
         while !group.is_empty() {
             let acks: Vec<_> = group.iter().map(|s| Arc::clone(&s.acks)).collect();
             let watch = self.watch.clone();
@@ -298,8 +300,12 @@ impl<T: Transactions> Writer<T> {
                             self.rules.give_up
                         ));
                     }
-                    tracing::warn!(%why, "a group was not written, and is made again");
-                    thread::park_timeout(AGAIN);
+                    if last.as_ref() != Some(&why) {
+                        tracing::warn!(%why, "a group was not written, and is made again until it is");
+                    }
+                    last = Some(why);
+                    thread::park_timeout(wait);
+                    wait = AGAIN_MAX.min(wait * 2);
                 }
             }
         }

@@ -213,7 +213,7 @@ impl MemoryStore {
         if failing != Some(Fault::Lost) {
             if logged.is_some() {
                 memory.log();
-            } else {
+            } else if !group.is_empty() {
                 memory.durable = None;
             }
             for (changes, window_ms) in group.iter().zip(windows) {

@@ -5,12 +5,14 @@
 //! that RocksDB flushes by itself all the time; it flushes by request as well, clears a partition, and writes what goes
 //! through the log of the store. It is killed by SIGKILL after a seeded number of groups, and goes on from what it finds.
 //!
-//! Seen to fail: SEEN.
+//! Seen to fail without `atomic_flush`, with families flushed by one call each, with `apply` through the log of the store,
+//! and with the changelog's offset in a batch of its own.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use hapax::config::Durability;
 use hapax::fence::Fence;
@@ -20,13 +22,15 @@ use hapax::store::rocks::RocksStore;
 use hapax::store::{AuditEntry, Changes, Known, PartitionId, Position, Store, TopicSpec};
 use hapax::token::TokenKey;
 
-const LIVES: u32 = 16;
+const LIVES: u32 = 24;
 /// Closed tokens of one group in one partition.
 const BATCH: i64 = 400;
 /// Groups of one bucket.
 const BUCKET: i64 = 150;
 /// Every so many groups the last partition is cleared.
 const CLEAR: i64 = 40;
+/// Every so many groups something is made durable at once.
+const FLUSH: i64 = 7;
 
 fn topics() -> [TopicSpec; 2] {
     ["orders", "refunds"].map(|name| TopicSpec {
@@ -139,7 +143,9 @@ fn child() {
         store
             .apply_logged(&partitions.map(|at| changes(at, group)), &logged)
             .unwrap();
-        if group % 7 == 0 {
+        // A line is one write: it says that the group is there, and that the flush below begins.
+        said.write_all(format!("group {group}\n").as_bytes()).unwrap();
+        if group % FLUSH == 0 {
             // Says again what is so already.
             let again = Changes {
                 position: Some(position(group)),
@@ -152,8 +158,6 @@ fn child() {
         if group % 11 == 0 {
             store.audit(&act(group)).unwrap();
         }
-        // A line is one write: it says that the group is there.
-        said.write_all(format!("group {group}\n").as_bytes()).unwrap();
     }
 }
 
@@ -167,8 +171,9 @@ impl Drop for Owner {
     }
 }
 
-/// Lets the owner run for so many groups, and kills it. Returns the last group that it said it had written.
-fn live(dir: &Path, durability: Durability, groups: usize) -> i64 {
+/// Lets the owner run for so many groups, in every second life until it flushes, and kills it a moment later. Returns the
+/// last group that it said it had written.
+fn live(dir: &Path, durability: Durability, random: &mut fastrand::Rng) -> i64 {
     let mut owner = Owner(
         Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "killed_logged::child", "--ignored", "--nocapture"])
@@ -183,7 +188,15 @@ fn live(dir: &Path, durability: Durability, groups: usize) -> i64 {
         let number = line.rsplit_once("group ")?.1;
         number.parse().ok()
     });
-    let last: i64 = numbers.by_ref().take(groups).last().unwrap();
+    let groups = random.usize(1..120);
+    let mut last: i64 = numbers.by_ref().take(groups).last().unwrap();
+    if random.bool() {
+        last = numbers.by_ref().find(|number| number % FLUSH == 0).unwrap();
+    }
+    // Not waiting for anything: the moment of the fault.
+    let moment = Duration::from_micros(random.u64(0..6_000));
+    #[expect(clippy::disallowed_methods, reason = "the moment of a fault is no wait")]
+    std::thread::sleep(moment);
     owner.0.kill().unwrap();
     // What it said between.
     let last = numbers.last().unwrap_or(last);
@@ -245,7 +258,7 @@ fn campaign(durability: Durability, seed: u64) -> (u32, i64) {
     let dir = tempfile::tempdir().unwrap();
     let (mut losses, mut last) = (0, 0);
     for life in 1..=LIVES {
-        let said = live(dir.path(), durability, random.usize(1..120));
+        let said = live(dir.path(), durability, &mut random);
         let store = RocksStore::open_existing_for_cli(dir.path()).unwrap();
         assert_eq!(store.past().unclean, life);
         let group = agrees(&store, said);

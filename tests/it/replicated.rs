@@ -97,3 +97,40 @@ async fn a_dead_letter_and_its_outcome_are_one() {
         fleet.send(messages(0, 8, "fail")).await;
     }
 }
+
+/// Inv 5 and 2: members come and go while messages and their duplicates flow; nothing is lost, nothing runs twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_come_and_go() {
+    let Some(broker) = kafka::broker() else { return };
+    let fleet = Fleet::new(broker, "comes-and-goes", 4, NonIdempotent);
+    let (here, there) = (Effects::default(), Effects::default());
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let stays = fleet.start(dirs[0].path(), &here);
+    let mut balances = Vec::new();
+    let mut sent = 0;
+    for _ in 0..3 {
+        fleet.send(messages(sent, sent + 200, "sleep-2 new")).await;
+        let guest = fleet.start(dirs[1].path(), &there);
+        kafka::eventually("the guest takes part", 2 * member::SOON, || {
+            let before = there.started().len();
+            (before > 0).then_some(())
+        });
+        // What either of them did is known to whoever has the partition now.
+        fleet.send(messages(0, sent + 200, "again")).await;
+        fleet.caught_up();
+        balances.extend(guest.stop().await.balances);
+        sent += 200;
+        fleet.send(messages(sent, sent + 50, "alone")).await;
+        sent += 50;
+        fleet.caught_up();
+        kafka::eventually("ready for the next round", member::SOON, || {
+            (here.finished().len() + there.finished().len() >= sent as usize).then_some(())
+        });
+    }
+    balances.extend(stays.stop().await.balances);
+    let mut effects: Vec<_> = here.finished().into_iter().chain(there.finished()).collect();
+    effects.sort_by_key(|call| (call.partition, call.offset));
+    let done: u64 = balances.iter().map(|balance| balance.of(Account::Done)).sum();
+    assert_eq!((effects.len(), done), (sent as usize, sent as u64));
+    assert!(!there.finished().is_empty(), "the guest did nothing");
+}

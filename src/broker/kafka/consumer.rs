@@ -35,6 +35,9 @@ use crate::store::PartitionId;
 /// How long the thread rests where nothing wakes it: bounds how late the main queue is served.
 const REST: Duration = Duration::from_millis(10);
 
+/// How long tasks that were cancelled may take to close their books. One whose handler blocks its thread takes longer.
+const ENDING_MAX: Duration = Duration::from_secs(2);
+
 /// Closing a consumer can hang where Kafka is away: after this it is left behind.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 
@@ -278,6 +281,11 @@ impl PollThread {
         crate::crash::point("at-shutdown");
         let drained = self.drain(&ids, false);
         self.assignments.end(&ids);
+        // What they did not finish is released in their books by the tasks themselves.
+        let deadline = clock::now() + ENDING_MAX;
+        while !self.assignments.are_over() && clock::now() < deadline {
+            self.signal.wait(Duration::from_millis(1));
+        }
         drained
     }
 

@@ -377,9 +377,16 @@ impl PollThread {
     pub(super) fn apply_at_close(&mut self) {
         self.consumer.context().closing.store(true, Ordering::Release);
         while let Some(event) = self.consumer.context().next_event() {
-            if let Event::Revoked { .. } = event {
+            if let Event::Revoked { partitions, .. } = event {
+                let mut list = TopicPartitionList::new();
+                for (topic, partition) in &partitions {
+                    list.add_partition(topic, *partition);
+                }
                 // Whatever it says, the consumer is on its way out.
-                let _ = self.consumer.unassign();
+                let _ = match self.consumer.rebalance_protocol() {
+                    RebalanceProtocol::Cooperative => self.consumer.incremental_unassign(&list),
+                    _ => self.consumer.unassign(),
+                };
             }
         }
     }

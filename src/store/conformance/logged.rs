@@ -45,7 +45,7 @@ pub fn what_is_logged_is_visible_at_once_and_survives_a_close(mut medium: impl M
     store.close().unwrap();
     let late = store.apply_logged(&[], &[(at, 1)]);
     assert!(matches!(late, Err(Error::Io { .. })), "{late:?}");
-    drop(store);
+    medium.kill(store);
     check(&start(&mut medium, &["orders"]));
 }
 
@@ -114,7 +114,7 @@ pub fn after_a_kill_changes_and_the_changelog_agree(mut medium: impl Medium) {
     }
     log(&store, &partitions, held(&store, &partitions, 50) + 1..=50);
     store.close().unwrap();
-    drop(store);
+    medium.kill(store);
     let store = start(&mut medium, &["orders", "refunds"]);
     assert_eq!(held(&store, &partitions, 50), 50);
 }
@@ -153,7 +153,7 @@ pub fn a_partition_is_cleared_whole_and_alone(mut medium: impl Medium) {
     log(&store, &[at], 1..=3);
     log(&store, &neighbours, 1..=3);
     store.close().unwrap();
-    drop(store);
+    medium.kill(store);
     let store = start(&mut medium, &["orders", "refunds"]);
     log(&store, &[at], 4..=6);
     log(&store, &neighbours, 4..=6);
@@ -168,7 +168,7 @@ pub fn a_partition_is_cleared_whole_and_alone(mut medium: impl Medium) {
     nothing(&store);
     store.clear(at).unwrap();
     store.close().unwrap();
-    drop(store);
+    medium.kill(store);
     let store = start(&mut medium, &["orders", "refunds"]);
     nothing(&store);
     log(&store, &[at], 1..=2);
@@ -185,7 +185,7 @@ pub fn a_clear_is_undone_whole_or_not_at_all(mut medium: impl Medium) {
         store.clear(at).unwrap();
         log(&store, &[at], 1..=5);
         store.close().unwrap();
-        drop(store);
+        medium.kill(store);
         store = start(&mut medium, &["orders"]);
         assert_eq!(held(&store, &[at], 5), 5);
         store.clear(at).unwrap();

@@ -1,0 +1,79 @@
+//! What the changelog says: a record for each offset, and the fence. Folding frames gives what a restore reads.
+
+use crate::world::{OFFSETS, World};
+
+/// What is known of the message at one offset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Record {
+    #[default]
+    None,
+    Begun,
+    Held,
+    /// Its outcome is recorded, with partition time when it was judged.
+    Done(u8),
+}
+
+/// One change of one offset in a frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Change {
+    #[default]
+    None,
+    Begin,
+    UnBegin,
+    Hold,
+    Done(u8),
+}
+
+/// The changes of one group, by offset.
+pub(crate) type Changes = [Change; OFFSETS];
+
+/// A window, as a store or a reader of the changelog has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Records {
+    pub(crate) of: [Record; OFFSETS],
+    pub(crate) fence: u8,
+}
+
+impl Records {
+    /// Applies one group. A store has one closed record for a token: an outcome takes the place of an older one.
+    pub(crate) fn apply(&mut self, world: &World, changes: &Changes, fence: u8) {
+        for (offset, change) in changes.iter().enumerate() {
+            self.of[offset] = match *change {
+                Change::None => continue,
+                Change::Begin => Record::Begun,
+                Change::UnBegin => Record::None,
+                Change::Hold => Record::Held,
+                Change::Done(seen) => {
+                    self.forget_outcome(world, world.token(offset));
+                    Record::Done(seen)
+                }
+            };
+        }
+        self.fence = self.fence.max(fence);
+    }
+
+    fn forget_outcome(&mut self, world: &World, token: u8) {
+        for offset in 0..world.len() {
+            if world.token(offset) == token && matches!(self.of[offset], Record::Done(_)) {
+                self.of[offset] = Record::None;
+            }
+        }
+    }
+
+    /// Where this token's outcome is recorded, and when it was first seen.
+    pub(crate) fn outcome(&self, world: &World, token: u8) -> Option<(usize, u8)> {
+        (0..world.len())
+            .filter(|offset| world.token(*offset) == token)
+            .find_map(|offset| match self.of[offset] {
+                Record::Done(seen) => Some((offset, seen)),
+                _ => None,
+            })
+    }
+
+    /// Whether a message of this token other than this one is held.
+    pub(crate) fn holds_another(&self, world: &World, offset: usize) -> bool {
+        let token = world.token(offset);
+        (0..world.len())
+            .any(|other| other != offset && world.token(other) == token && self.of[other] == Record::Held)
+    }
+}
