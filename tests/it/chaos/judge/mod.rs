@@ -78,7 +78,7 @@ pub(crate) enum Rule {
     Accounts,
     /// A child token that is not the formula's.
     ChildToken,
-    /// A member ended by itself, with nothing done to its network or disk.
+    /// A member ended by itself, with nothing done to its network. A broken disk is no reason: it is a copy.
     Ended,
     /// Something did not come to its end.
     Stuck,
