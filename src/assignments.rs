@@ -27,8 +27,9 @@ use crate::ledger::CommitPoint;
 use crate::limits::Budget;
 use crate::message::Batch;
 use crate::partition::{Assignment, Control, Partition, Wiring};
+use crate::rebuild::Plan;
 use crate::store::{Changes, Known, PartitionId, Position, Store, StoreId, TopicId};
-use start::Rules;
+pub(crate) use start::Rules;
 
 mod start;
 
@@ -71,8 +72,11 @@ pub(crate) struct Prepared {
     pub(crate) start: CommitPoint,
     gate: Gate,
     known: Known,
-    /// Its fence and position, where they have to be written to the changelog before it is served.
+    /// Its fence and position, where they are not written yet: where they have to go into the changelog, and where the
+    /// window has to be rebuilt before.
     raise: Option<Changes>,
+    /// It is cold, and is to be rebuilt before it is served.
+    rebuild: Option<Plan>,
     wiring: Arc<Wiring>,
 }
 
@@ -84,6 +88,11 @@ impl Prepared {
             point: self.start,
             gate: self.gate.clone(),
         }
+    }
+
+    /// What has to be read back of its window first.
+    pub(crate) const fn rebuild(&self) -> Option<&Plan> {
+        self.rebuild.as_ref()
     }
 
     /// It is not served after all: what is on its way in its name is refused.
@@ -101,6 +110,7 @@ impl Prepared {
                 number: 1,
                 changes,
                 letters: Vec::new(),
+                stands: None,
             });
         }
         acks
@@ -204,7 +214,8 @@ impl Assignments {
         .to_metadata()
     }
 
-    /// Decides where an assigned partition starts, raises its fence and notes its position, durably.
+    /// Decides where an assigned partition starts, raises its fence and notes its position, durably. Where it has to be
+    /// [rebuilt](Prepared::rebuild) first, neither is written yet: with its position it would pass for warm.
     ///
     /// # Errors
     /// [`broker::Error::Cold`] where a guarded class may not run without its past: that partition is not served.
@@ -220,6 +231,7 @@ impl Assignments {
         let known = self.store.load(id)?;
         let (start, cold) = self.rules.start(known.position, facts);
         let start = self.rules.within_the_log(&topic, id.partition, start, facts)?;
+        let rebuilds = cold.is_some() && self.cold == Cold::Rebuild;
         if let Some(why) = cold {
             self.cold_ids.insert(id);
             self.show_cold();
@@ -231,9 +243,24 @@ impl Assignments {
                 }
                 .into());
             }
-            tracing::warn!(%topic, partition = id.partition, %why, "the window is cold, and served as such");
+            if rebuilds {
+                tracing::warn!(%topic, partition = id.partition, %why, "the window is cold; it is read back from the topic, and the partition served after that");
+            } else {
+                tracing::warn!(%topic, partition = id.partition, %why, "the window is cold, and served as such");
+            }
         }
         let gate = Gate::mint(Fence(known.fence));
+        let rebuild = rebuilds.then(|| Plan {
+            id,
+            start,
+            time_ms: facts
+                .committed
+                .as_ref()
+                .and_then(|committed| committed.mark?.time_ms),
+            low: facts.low,
+            gate: gate.clone(),
+            wiring: Arc::clone(&wiring),
+        });
         let mut changes = Changes::new(id);
         changes.fence = Some(gate.fence());
         changes.position = Some(Position {
@@ -242,7 +269,15 @@ impl Assignments {
             acknowledged_ms: start.time_ms,
             written_ms: self.clock.wall_ms(),
         });
-        let raise = if wiring.state_moves() {
+        let raise = if rebuild.is_some() {
+            // Known with no time, so that the sweep leaves the topic's buckets alone: old ones are about to be filled.
+            let unknown = CommitPoint {
+                time_ms: None,
+                ..start
+            };
+            self.commits.assign(id, &gate, unknown);
+            Some(changes)
+        } else if wiring.state_moves() {
             Some(changes)
         } else {
             self.store.apply(&[changes])?;
@@ -254,8 +289,47 @@ impl Assignments {
             gate,
             known,
             raise,
+            rebuild,
             wiring,
         })
+    }
+
+    /// The window of a prepared partition is whole again, and it stands there. Only now is its position written.
+    ///
+    /// # Errors
+    /// A store that fails.
+    pub(crate) fn rebuilt(&mut self, prepared: &mut Prepared, point: CommitPoint) -> Result<(), Error> {
+        crate::crash::point("before-rebuilt");
+        prepared.start = point;
+        prepared.rebuild = None;
+        if let Some(position) = prepared
+            .raise
+            .as_mut()
+            .and_then(|changes| changes.position.as_mut())
+        {
+            position.time_ms = point.time_ms;
+            position.acknowledged_ms = point.time_ms;
+            position.written_ms = self.clock.wall_ms();
+        }
+        if !prepared.wiring.state_moves()
+            && let Some(changes) = prepared.raise.take()
+        {
+            self.store.apply(&[changes])?;
+        }
+        // What was begun below the commit point is gone.
+        prepared.known = self.store.load(prepared.id)?;
+        self.cold_ids.remove(&prepared.id);
+        self.show_cold();
+        Ok(())
+    }
+
+    /// A partition that was to be rebuilt is given away, or lost.
+    pub(crate) fn abandon(&mut self, prepared: Prepared) {
+        let id = prepared.id;
+        prepared.give_up();
+        self.commits.forget(id);
+        self.cold_ids.remove(&id);
+        self.show_cold();
     }
 
     /// Where fetching begins, before it is known what the changelog has: nothing of it is taken until then.
@@ -432,6 +506,7 @@ impl Assignments {
                 gate,
                 known,
                 raise: None,
+                rebuild: None,
                 wiring: Arc::clone(wiring),
             });
             strays.push(id);

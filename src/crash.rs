@@ -21,6 +21,8 @@ pub const POINTS: &[&str] = &[
     "before-offsets",
     "before-commit-transaction",
     "after-transaction",
+    "during-rebuild",
+    "before-rebuilt",
 ];
 
 /// Reaches a point.

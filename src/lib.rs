@@ -121,6 +121,8 @@ pub mod metrics;
 pub mod outcome;
 mod partition;
 mod pulse;
+#[cfg_attr(not(feature = "kafka"), allow(dead_code, reason = "driven by the rebuilder"))]
+mod rebuild;
 pub mod record;
 #[cfg_attr(not(feature = "kafka"), expect(dead_code, reason = "driven by the restorer"))]
 mod recovery;

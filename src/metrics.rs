@@ -97,6 +97,10 @@ definitions! {
         "Records read from the changelog and written to this disk.";
     RESTORE = "hapax_restore_seconds", Histogram, Seconds, ["topic"],
         "Time to read one partition's changelog, from where this disk stood to its end.";
+    REBUILT = "hapax_rebuilt_tokens_total", Counter, Count, ["topic"],
+        "Tokens read back from the topic into a cold window, as done with an unknown outcome.";
+    REBUILD_LEFT = "hapax_rebuild_left_offsets", Gauge, Count, ["topic", "partition"],
+        "Offsets that a rebuild has still to read before it serves the partition.";
     EFFECTIVE_WINDOW = "hapax_effective_window_seconds", Gauge, Seconds, ["topic"],
         "How far back the window reaches now, by log time.";
     WINDOW_BYTES = "hapax_window_bytes", Gauge, Bytes, ["topic"],
@@ -189,6 +193,7 @@ pub(crate) struct TopicMeters {
     pub(crate) record: Histogram,
     pub(crate) letters_failed: Counter,
     pub(crate) cold: Gauge,
+    pub(crate) rebuilt: Counter,
     pub(crate) effective_window: Gauge,
     pub(crate) window_bytes: Gauge,
 }
@@ -217,6 +222,7 @@ impl TopicMeters {
             record: histogram(name::RECORD),
             letters_failed: counter(name::LETTERS_FAILED),
             cold: gauge(name::COLD),
+            rebuilt: counter(name::REBUILT),
             effective_window: gauge(name::EFFECTIVE_WINDOW),
             window_bytes: gauge(name::WINDOW_BYTES),
             topic,
@@ -331,6 +337,12 @@ impl Drop for RestoreMeters {
     fn drop(&mut self) {
         self.restoring.decrement(1.0);
     }
+}
+
+/// Sets how much a rebuild has still to read.
+pub(crate) fn rebuild_left(topic: &str, partition: i32, offsets: i64) {
+    metrics::gauge!(name::REBUILD_LEFT, "topic" => topic.to_owned(), "partition" => partition.to_string())
+        .set(offsets as f64);
 }
 
 /// Sets the lag of a partition, which the broker edge knows from the client's statistics.

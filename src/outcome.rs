@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::message::{Kept, Offset};
+use crate::message::{Kept, Offset, Raw};
 use crate::token::TokenKey;
 
 /// Why a message was given up on. Its code is in the `hapax-reason` header, in records and in metrics.
@@ -90,6 +90,33 @@ pub enum Fingerprint {
 }
 
 impl Fingerprint {
+    /// That of the whole payload.
+    pub(crate) fn of_whole(raw: &Raw<'_>) -> Self {
+        let crc = crc32fast::hash(raw.payload().unwrap_or_default());
+        Self::Whole(crc as u16)
+    }
+
+    /// That of the fields at those JSON pointers, `None` where the payload is no JSON.
+    pub(crate) fn of_fields(raw: &Raw<'_>, fields: &[String]) -> Option<Self> {
+        let value: serde_json::Value = serde_json::from_slice(raw.payload()?).ok()?;
+        let mut hasher = blake3::Hasher::new_derive_key("hapax 2026-11-25 mismatch fields v1");
+        for pointer in fields {
+            // An absent field is not the field null; the lengths keep neighbours apart.
+            let text = value.pointer(pointer).map(ToString::to_string);
+            hasher.update(
+                &text
+                    .as_ref()
+                    .map_or(u64::MAX, |text| text.len() as u64)
+                    .to_le_bytes(),
+            );
+            hasher.update(text.unwrap_or_default().as_bytes());
+        }
+        let hash = hasher.finalize();
+        hash.as_bytes()
+            .first_chunk::<8>()
+            .map(|bytes| Self::Fields(u64::from_le_bytes(*bytes)))
+    }
+
     /// Whether the two can be compared and differ.
     #[must_use]
     pub fn differs(self, other: Self) -> bool {
@@ -135,7 +162,8 @@ pub struct Closed {
     pub offset: Offset,
     /// Partition time when that message was judged, in milliseconds since the epoch.
     pub first_seen_ms: i64,
-    /// Attempts that it took, 0 where nothing ran.
+    /// Attempts that it took, 0 where nothing ran here. Done after 0 attempts is *outcome unknown*: somebody else did it,
+    /// and a rebuild found its message below the commit point.
     pub attempts: u32,
     /// What later messages of the token are compared with.
     pub fingerprint: Option<Fingerprint>,

@@ -5,7 +5,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
-use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -18,23 +17,16 @@ use crate::broker::Letters;
 use crate::broker::cluster::{Changelog, Cluster, Fit};
 use crate::broker::kafka;
 use crate::broker::kafka::consumer::PollThread;
-use crate::broker::kafka::cutter::Cutter;
-use crate::broker::kafka::member::Member;
 use crate::broker::kafka::producer::Producer;
 use crate::broker::kafka::properties::session_max;
-use crate::broker::kafka::replication::Replication;
-use crate::broker::kafka::restorer::{self, Restorer};
 use crate::broker::kafka::signal::Signal;
-use crate::broker::kafka::transactions::{self, KafkaTransactions, Names};
 use crate::clock::{self, Clock};
 use crate::commits::Commits;
-use crate::config::{Durability, Settings};
+use crate::config::{Cold, Durability, Settings};
 use crate::error::Error;
 use crate::journal::Journal;
-use crate::journal::extents::Extents;
-use crate::journal::frame::Owner;
 use crate::journal::local::Local;
-use crate::journal::replicated::{self, Replicated};
+use crate::journal::replicated;
 use crate::limits::{Budget, Waker};
 use crate::metrics::TopicMeters;
 use crate::partition::Wiring;
@@ -44,7 +36,10 @@ use crate::store::rocks::RocksStore;
 use crate::store::{Store, TopicSpec};
 use crate::sweep::Sweeper;
 use crate::token::Extractor;
-use crate::trim::{self, Trimmer};
+use crate::trim::Trimmer;
+use moving::{rebuild, replicate};
+
+mod moving;
 
 /// What a consumer came to: the books of each of its assignments.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -264,6 +259,10 @@ fn start(
             (journal, threads, Some(replication), Some(trimmer))
         }
     };
+    let rebuilding = match settings.cold {
+        Cold::Rebuild => Some(rebuild(settings, &store, &signal)?),
+        Cold::Refuse | Cold::Run => None,
+    };
     let (lookups, lookups_thread) = Lookups::start(Arc::clone(&store)).map_err(no_thread("look-ups"))?;
     let letters: Arc<dyn Letters> = Arc::new(Producer::new(settings)?);
     let wake = Arc::clone(&signal);
@@ -317,6 +316,7 @@ fn start(
                 pulse,
                 reported,
                 replication,
+                rebuilding,
             )
             .and_then(PollThread::run);
             // Nobody listens any more where the future was dropped.
@@ -337,84 +337,6 @@ fn start(
     };
     Ok((running, polled))
 }
-
-/// The journal of the replicated mode, and what the poll thread needs for it.
-fn replicate(
-    settings: &Arc<Settings>,
-    store: &Arc<dyn Store>,
-    signal: &Arc<Signal>,
-    commits: &Commits,
-    broken: impl Fn(String) + Send + Sync + 'static,
-) -> Result<(Replicated, replicated::Threads, Replication, Trimmer), Error> {
-    let no_thread = |what| move |source| Error::Thread { what, source };
-    let mut topics = BTreeMap::new();
-    let mut owners = BTreeMap::new();
-    let mut windows = BTreeMap::new();
-    for (input, policy) in &settings.topics {
-        let id = store.topic(input)?;
-        let changelog = settings.changelog_of(input);
-        owners.insert(id, Owner::of(&settings.group, input));
-        windows.insert(id, clock::millis(policy.window));
-        topics.insert(
-            id,
-            Names {
-                input: input.clone(),
-                changelog,
-            },
-        );
-    }
-    let extents = Extents::new(windows.clone());
-    let member = Member::default();
-    let timeout = settings.transaction_timeout();
-    let transactions = KafkaTransactions::start(transactions::Parts {
-        settings: Arc::clone(settings),
-        store_id: store.identity().store_id,
-        topics: topics.clone(),
-        member: member.clone(),
-        timeout,
-    })?;
-    let rules = replicated::Rules {
-        owners,
-        extents: extents.clone(),
-        frame_bytes_max: FRAME_BYTES_MAX,
-        // Brokers that are away for minutes come back; whoever waits for longer wants somebody to look.
-        give_up: Duration::from_secs(600).max(4 * timeout),
-        // A turn is at most: renewing, finding, writing and aborting.
-        call_max: 6 * timeout,
-        clock: Clock::system(),
-    };
-    let (journal, threads) = Replicated::start(transactions, Arc::clone(store), rules, broken)
-        .map_err(no_thread("the journal"))?;
-    let rules = trim::Rules {
-        windows_ms: windows,
-        extents: extents.clone(),
-        commits: commits.clone(),
-    };
-    let cutter = Cutter::new(Arc::clone(settings), topics.clone());
-    let trimmer = Trimmer::start(rules, journal.clone(), cutter).map_err(no_thread("trimming"))?;
-    let (tell, restored) = std::sync::mpsc::channel();
-    let wake = Arc::clone(signal);
-    let restorer = Restorer::start(
-        restorer::Parts {
-            settings: Arc::clone(settings),
-            store: Arc::clone(store),
-            journal: journal.clone(),
-            extents,
-            topics,
-        },
-        move |one| {
-            // Nobody listens any more where the consumer has stopped.
-            let _ = tell.send(one);
-            wake.raise();
-        },
-    )
-    .map_err(no_thread("restoring"))?;
-    let replication = Replication::new(member, restorer, restored);
-    Ok((journal, threads, replication, trimmer))
-}
-
-/// Frames stay well below what a topic takes by default, 1 MiB.
-const FRAME_BYTES_MAX: usize = 512 << 10;
 
 /// The store, and how many partitions the topics have in all.
 fn open(settings: &Settings) -> Result<(Unclosed, usize), Error> {

@@ -59,6 +59,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "dead_letter",
             "partition",
             "recovery",
+            "rebuild",
             "sweep",
             "trim",
         ],

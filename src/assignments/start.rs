@@ -10,17 +10,17 @@ use crate::store::{Position, StoreId};
 
 /// What the decision goes by, besides the partition.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rules {
-    pub(super) store_id: StoreId,
-    pub(super) first: Start,
-    pub(super) deleted: Deleted,
-    pub(super) durability: Durability,
+pub(crate) struct Rules {
+    pub(crate) store_id: StoreId,
+    pub(crate) first: Start,
+    pub(crate) deleted: Deleted,
+    pub(crate) durability: Durability,
 }
 
 impl Rules {
     /// Where to start, and what is missing of the window, if anything is. `position` is what the store knows, which in
     /// replicated mode is what the changelog says.
-    pub(super) fn start(&self, position: Option<Position>, facts: &Facts) -> (CommitPoint, Option<String>) {
+    pub(crate) fn start(&self, position: Option<Position>, facts: &Facts) -> (CommitPoint, Option<String>) {
         let Some(committed) = &facts.committed else {
             // The broker has forgotten the offset (or never knew one), and the store has not: go on from there.
             if let Some(position) = position {
@@ -100,7 +100,7 @@ impl Rules {
     }
 
     /// Where the log no longer has what comes next, somebody has to decide: nothing is guessed.
-    pub(super) fn within_the_log(
+    pub(crate) fn within_the_log(
         &self,
         topic: &str,
         partition: i32,

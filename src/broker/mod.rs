@@ -203,7 +203,9 @@ pub enum Error {
         why: String,
     },
     /// A guarded topic's partition is cold and `cold = "refuse"`. It is not served, the others are.
-    #[error("{topic}[{partition}] is cold: {why}; set `cold = \"run\"` to serve it without its past")]
+    #[error(
+        "{topic}[{partition}] is cold: {why}; set `cold = \"rebuild\"` to read its past back from the topic first, or `cold = \"run\"` to serve it without"
+    )]
     Cold {
         /// The topic.
         topic: String,
@@ -259,6 +261,17 @@ pub enum Error {
         topic: String,
         /// The partition.
         partition: i32,
+    },
+    /// The window of a cold partition cannot be read back from its topic. Nothing is served without it: the consumer
+    /// stops. See the reason.
+    #[error("{topic}[{partition}] is cold, and its window cannot be read back: {why}")]
+    Rebuild {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+        /// What is wrong.
+        why: String,
     },
     /// The client failed for good. hapax stopped with everything recorded; start it again.
     #[error("kafka client failed: {0}")]

@@ -13,6 +13,8 @@ use crate::config::{self, Durability, Problem, Settings, warnings};
 use crate::error::chain;
 use crate::store::Store as _;
 
+mod cold;
+
 /// Check the configuration, the store, the broker and its topics. Nothing is changed.
 ///
 /// One line a finding: ok, warn (allowed, probably not meant), or fail (a start would be refused), with what to do.
@@ -75,6 +77,7 @@ fn start(settings: &Settings, report: &mut Report) {
     store(settings, cluster.as_ref(), report);
     if let Some(cluster) = &cluster {
         rights(settings, cluster, report);
+        cold::partitions(settings, cluster, report);
     }
 }
 

@@ -11,7 +11,7 @@ use super::layer::{
     AdminLayer, DeadLetterLayer, Layer, LimitsLayer, Listen, MismatchLayer, RetryLayer, TopicLayer,
 };
 use super::read::{Findings, Section};
-use super::settings::{Cold, Properties};
+use super::settings::Properties;
 use super::topic::{Concurrency, TokenSource};
 use super::tree::{Table, Value, convert_table, lines};
 use super::values::{Refusal, address, boolean, bytes, duration, list, number, path, single, text, word};
@@ -66,7 +66,7 @@ pub(super) fn top(keys: &mut Section<'_>) -> Layer {
         brokers: keys.take("brokers", text),
         state_dir: keys.take("state_dir", path),
         durability: keys.take("durability", word),
-        cold: keys.take("cold", cold),
+        cold: keys.take("cold", word),
         start: keys.take("start", word),
         deleted: keys.take("deleted", word),
         drain: keys.take("drain", duration),
@@ -143,24 +143,6 @@ fn retry(keys: &mut Section<'_>) -> RetryLayer {
         first: keys.take("first", duration),
         max: keys.take("max", duration),
     })
-}
-
-fn cold(value: Value, place: &Place) -> Result<Cold, Refusal> {
-    later_value(
-        &value,
-        "rebuild",
-        "cannot read a window back from the topic",
-        "write \"refuse\" or \"run\"",
-    )?;
-    word(value, place)
-}
-
-fn later_value(value: &Value, later: &str, instead: &str, fix: &str) -> Result<(), Refusal> {
-    if value.as_text() != Some(later) {
-        return Ok(());
-    }
-    let why = format!("this is a value of a later version of hapax; this one {instead}");
-    Err(Refusal::new(value, why, fix))
 }
 
 fn listen(value: Value, _: &Place) -> Result<Listen, Refusal> {
@@ -328,7 +310,6 @@ mod tests {
             ("topics.t.retry.overall.total = \"24h\"", "topics.t.retry.overall"),
             ("topics.t.after_hold = \"block-key\"", "topics.t.after_hold"),
             ("topics.t.renewal = \"never\"", "topics.t.renewal"),
-            ("cold = \"rebuild\"", "cold"),
         ];
         for (text, key) in keys {
             let error = parse(text, Path::new("f")).unwrap_err();
@@ -347,7 +328,7 @@ mod tests {
     fn each_value_of_a_wrong_kind_says_what_to_write() {
         let values = [
             ("group = 1", "write it in quotes"),
-            ("cold = \"maybe\"", "write \"refuse\" or \"run\""),
+            ("cold = \"maybe\"", "write \"refuse\" or \"rebuild\" or \"run\""),
             ("durability = \"disk\"", "write \"local\" or \"replicated\""),
             ("memory = \"64 mebis\"", "\"64MiB\""),
             ("memory = -1", "\"64MiB\""),

@@ -33,11 +33,13 @@ pub struct Settings {
     ///
     /// Required: each mode survives other failures, which `hapax explain` lists.
     pub durability: Durability,
-    /// What guarded classes do on a partition whose window does not cover what it should.
+    /// What hapax does on a partition whose window does not cover what it should.
     ///
-    /// Default: `refuse`. The partition is not served, the others are, and `/readyz` says no. With `run` a duplicate
-    /// of anything that the lost window knew runs again: a customer is charged twice. In replicated mode that is a
-    /// partition whose offset somebody else committed and whose changelog is empty. Metric: `hapax_cold_partitions`.
+    /// Default: `refuse`. Of a guarded class the partition is not served, the others are, and `/readyz` says no. With
+    /// `rebuild` one window before the commit point is read back from the topic first, which takes its time: a window
+    /// of a week is a week of messages. With `run` a duplicate of anything that the lost window knew runs again: a
+    /// customer is charged twice. In replicated mode cold is only a partition whose offset somebody else committed and
+    /// whose changelog does not know it. Metric: `hapax_cold_partitions`.
     pub cold: Cold,
     /// Where a group without any committed offset starts on a partition.
     ///
@@ -153,12 +155,15 @@ pub enum Durability {
     Replicated,
 }
 
-/// What a guarded class does on a cold window (Inv 8).
+/// What is done on a cold window (Inv 8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Cold {
     /// The partition is not served, and `/readyz` says no.
     Refuse,
+    /// The window is read back from the topic first: what lies before the commit point was done, by what outcome is not
+    /// known. Then the partition is served. Of every class.
+    Rebuild,
     /// The partition is served as if nothing had ever been done before its commit point.
     Run,
 }
@@ -185,7 +190,7 @@ pub enum Deleted {
 
 words! {
     Durability { Local = "local", Replicated = "replicated" }
-    Cold { Refuse = "refuse", Run = "run" }
+    Cold { Refuse = "refuse", Rebuild = "rebuild", Run = "run" }
     Start { Earliest = "earliest", Latest = "latest" }
     Deleted { Refuse = "refuse", Skip = "skip" }
 }

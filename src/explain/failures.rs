@@ -11,6 +11,10 @@ pub(super) fn failures(settings: &Settings, page: &mut Page) {
         Cold::Refuse => {
             "guarded topics are not served there until the user says cold = \"run\", and /readyz says no"
         }
+        Cold::Rebuild => {
+            "read back from the topic first (cold = \"rebuild\"), then served: what was done is known again, by what \
+             outcome is not"
+        }
         Cold::Run => "served all the same (cold = \"run\"): what the lost window knew runs again",
     };
     let both = [Durability::Local, Durability::Replicated];

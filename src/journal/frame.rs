@@ -54,10 +54,19 @@ pub(crate) struct Head {
     pub(crate) number: u64,
     /// The assignment that wrote it.
     pub(crate) fence: Fence,
-    /// Where the partition stands with this group.
+    /// Where the partition stands with this group; [`nowhere`] in a group that does not say.
     pub(crate) point: CommitPoint,
     /// Wall clock when it was made, in milliseconds since the epoch.
     pub(crate) written_ms: i64,
+}
+
+/// The point of a group that says nothing about where its partition stands: a part of a rebuild, which leaves the
+/// partition as cold as it was. Negative, which no commit point is.
+pub(crate) const fn nowhere(time_ms: Option<i64>) -> CommitPoint {
+    CommitPoint {
+        next: NextOffset(-1),
+        time_ms,
+    }
 }
 
 /// Encodes a group. No frame is longer than `bytes_max`, unless one record is.
@@ -176,7 +185,8 @@ fn read_head(reader: &mut Reader<'_>) -> Result<Head, Error> {
     })
 }
 
-/// Decodes one frame of that partition's changelog. The changes have the frame's position and fence.
+/// Decodes one frame of that partition's changelog. The changes have the frame's fence, and its position where it states
+/// one.
 ///
 /// # Errors
 /// [`Error`] where the bytes are not a frame that this version reads.
@@ -201,7 +211,7 @@ pub(crate) fn decode(bytes: &[u8], partition: PartitionId) -> Result<(Head, Chan
             _ => return Err(Error::Malformed("an entry of a frame")),
         }
     }
-    changes.position = Some(Position {
+    changes.position = (head.point.next.0 >= 0).then_some(Position {
         commit_point: head.point.next,
         time_ms: head.point.time_ms,
         acknowledged_ms: head.point.time_ms,
@@ -366,6 +376,21 @@ mod tests {
             )
             .replace(' ', "")
         );
+    }
+
+    /// Whoever reads such frames, and no other after them, finds the partition as cold as it was.
+    #[test]
+    fn a_frame_of_a_rebuild_states_no_position() {
+        let mut changes = Changes::new(P3);
+        changes.closed = vec![(TokenKey([0xaa; 16]), closed(5, 1_790_000_000_001))];
+        let head = Head {
+            point: nowhere(Some(1_790_000_000_000)),
+            ..head(None)
+        };
+        let frames = encode(&head, &changes, 10_000);
+        let (read, found) = decode(&frames[0], P3).unwrap();
+        assert_eq!((read, found.position), (head, None));
+        assert_eq!((found.closed, found.fence), (changes.closed, Some(head.fence)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use crate::broker::Letter;
 use crate::fence::Gate;
+use crate::ledger::CommitPoint;
 use crate::store::Changes;
 
 pub(crate) mod extents;
@@ -32,6 +33,9 @@ pub struct Submission {
     pub changes: Changes,
     /// Dead letters that become visible with it, together or not at all. Only the replicated journal takes them.
     pub letters: Vec<Letter>,
+    /// Where the broker has the partition, in a group without a position: a rebuild's. It goes into the transaction, not
+    /// into the changelog.
+    pub stands: Option<CommitPoint>,
 }
 
 impl Submission {

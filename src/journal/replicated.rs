@@ -360,6 +360,7 @@ impl<T: Transactions> Writer<T> {
                 number: 1,
                 changes,
                 letters: Vec::new(),
+                stands: None,
             }];
             self.write(&mut group)?;
             if acks.state().is_err() {
@@ -468,17 +469,18 @@ impl<T: Transactions> Writer<T> {
         let written_ms = self.rules.clock.wall_ms();
         for submission in group {
             let id = submission.changes.partition;
-            let (Some(owner), Some(position)) =
-                (self.rules.owners.get(&id.topic), submission.changes.position)
+            let position = submission.changes.position.map(|position| CommitPoint {
+                next: position.commit_point,
+                time_ms: position.time_ms,
+            });
+            let (Some(owner), Some(committed)) =
+                (self.rules.owners.get(&id.topic), position.or(submission.stands))
             else {
                 return Err(Failed::Refused(format!(
                     "a group of {id:?} has no changelog or no commit point"
                 )));
             };
-            let point = CommitPoint {
-                next: position.commit_point,
-                time_ms: position.time_ms,
-            };
+            let point = position.unwrap_or_else(|| frame::nowhere(committed.time_ms));
             let head = Head {
                 owner: *owner,
                 session: self.session,
@@ -490,7 +492,7 @@ impl<T: Transactions> Writer<T> {
             let frames = frame::encode(&head, &submission.changes, self.rules.frame_bytes_max);
             made.frames.extend(frames.into_iter().map(|frame| (id, frame)));
             made.letters.extend(submission.letters.iter().cloned());
-            made.points.insert(id, point);
+            made.points.insert(id, committed);
         }
         Ok(made)
     }

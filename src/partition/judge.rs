@@ -267,27 +267,10 @@ impl Partition {
 
     /// What later messages of the token are compared with.
     pub(super) fn fingerprint(&self, raw: &Raw<'_>, of_fields: bool) -> Option<Fingerprint> {
-        if !of_fields {
-            let crc = crc32fast::hash(raw.payload().unwrap_or_default());
-            return Some(Fingerprint::Whole(crc as u16));
+        match of_fields {
+            true => Fingerprint::of_fields(raw, &self.wiring.policy.mismatch.fields),
+            false => Some(Fingerprint::of_whole(raw)),
         }
-        let value: serde_json::Value = serde_json::from_slice(raw.payload()?).ok()?;
-        let mut hasher = blake3::Hasher::new_derive_key("hapax 2026-11-25 mismatch fields v1");
-        for pointer in &self.wiring.policy.mismatch.fields {
-            // An absent field is not the field null; the lengths keep neighbours apart.
-            let text = value.pointer(pointer).map(ToString::to_string);
-            hasher.update(
-                &text
-                    .as_ref()
-                    .map_or(u64::MAX, |text| text.len() as u64)
-                    .to_le_bytes(),
-            );
-            hasher.update(text.unwrap_or_default().as_bytes());
-        }
-        let hash = hasher.finalize();
-        hash.as_bytes()
-            .first_chunk::<8>()
-            .map(|bytes| Fingerprint::Fields(u64::from_le_bytes(*bytes)))
     }
 
     /// Whether an open record is about this very message.

@@ -155,6 +155,7 @@ impl Partition {
             number,
             changes,
             letters: std::mem::take(&mut self.letters),
+            stands: None,
         });
     }
 

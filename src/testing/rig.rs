@@ -32,6 +32,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::{PartitionId, Store, TopicSpec};
 use crate::token::{Extractor, Reader};
 
+mod rebuilds;
 mod remains;
 
 /// A journal that is durable at once, in the caller's thread.
@@ -86,6 +87,8 @@ pub(crate) struct Rig {
     pub(crate) policy: TopicPolicy,
     pub(crate) limits: Limits,
     pub(crate) cold: Cold,
+    /// A rebuild ends after so many messages, as by a kill.
+    pub(crate) rebuild_dies_after: Option<usize>,
     pub(crate) max_clock_jump: Duration,
     pub(crate) commit_every: Duration,
     pub(crate) dead_letter_topic: String,
@@ -122,6 +125,7 @@ impl Rig {
             policy,
             limits: Limits::default(),
             cold: Cold::Refuse,
+            rebuild_dies_after: None,
             max_clock_jump: Duration::from_secs(3_600),
             commit_every: Duration::from_millis(100),
             dead_letter_topic: format!("{topic}.dead-letters"),
@@ -258,7 +262,19 @@ impl Rig {
             low: 0,
             high,
         };
-        let prepared = process.assignments.prepare(id, &facts)?;
+        let mut prepared = process.assignments.prepare(id, &facts)?;
+        if let Some(plan) = prepared.rebuild().cloned() {
+            let Some(point) = self.read_back(plan)? else {
+                return Ok(());
+            };
+            let Some(process) = &mut self.process else {
+                return Ok(());
+            };
+            process.assignments.rebuilt(&mut prepared, point)?;
+        }
+        let Some(process) = &mut self.process else {
+            return Ok(());
+        };
         let start = prepared.start;
         let mark = CommitMark::from_metadata(&process.assignments.mark(start));
         self.committed.insert(

@@ -197,6 +197,7 @@ impl Rig {
             number: 1,
             changes,
             letters: Vec::new(),
+            stands: None,
         });
         assert!(self.journal.settle());
         assert_eq!(acks.state(), Ok(1));

@@ -30,6 +30,7 @@ mod member;
 mod memory;
 mod mock;
 mod rebalance;
+mod rebuild;
 mod replicated;
 mod resolved;
 mod several_topics;

@@ -4,6 +4,8 @@
 //! that is known to be over; while a dead member's is still open, what others committed after it lies beyond that, hidden
 //! (schedule 3). So the target is asked of a client that reads everything, and the committed messages are read until they
 //! reach it: the broker ends an abandoned transaction after its timeout.
+//!
+//! The reader itself reads parts of any topic: a rebuild reads its source with it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,17 +16,17 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
-use super::raw::RawQueue;
+use super::raw::{Message, RawQueue};
 use super::signal::Signal;
 use super::{ANSWER_MAX, unreachable};
 use crate::broker::Error;
 use crate::clock;
 use crate::config::Settings;
 
-/// One changelog partition to be read.
+/// A part of one partition, to be read.
 #[derive(Debug, Clone)]
 pub(crate) struct Span {
-    /// The changelog's name.
+    /// The topic's name.
     pub(crate) topic: String,
     pub(crate) partition: i32,
     /// The first offset to read.
@@ -34,15 +36,18 @@ pub(crate) struct Span {
 }
 
 /// What a reader goes on.
-pub(crate) enum Read<'a> {
+pub(super) enum Read<'a> {
     /// A message of the span of that number.
-    Message {
-        span: usize,
-        offset: i64,
-        bytes: &'a [u8],
-    },
-    /// Nothing is left of the span of that number; its changelog goes on at that offset.
+    Message { span: usize, message: &'a Message<'a> },
+    /// Nothing is left of the span of that number; its log goes on at that offset.
     End { span: usize, next: i64 },
+}
+
+/// Why a part cannot be read.
+pub(super) enum Unread<'a> {
+    /// What is asked for is not in the log any more.
+    Gone(&'a str),
+    Failed(&'a str),
 }
 
 /// How long the reader rests where nothing wakes it.
@@ -107,13 +112,38 @@ struct Open {
     next: i64,
 }
 
-/// Reads every span to its end, in the order of each. `each` hears of messages and ends; an error of its own ends the
-/// reading. False where `stop` said so.
+/// Reads every span of changelogs to its end, in the order of each. `each` hears of messages and ends; an error of its own
+/// ends the reading. False where `stop` said so.
 ///
 /// # Errors
 /// What `each` said, [`Error::ChangelogTrimmed`] where a span's beginning is gone, or [`Error::ChangelogRead`].
-pub(crate) fn read<E: From<Error>>(
+pub(super) fn read<E: From<Error>>(
     settings: &Settings,
+    spans: Vec<Span>,
+    stop: &dyn Fn() -> bool,
+    each: impl FnMut(Read<'_>) -> Result<(), E>,
+) -> Result<bool, E> {
+    let failed = |span: &Span, what: Unread<'_>| {
+        let (topic, partition) = (span.topic.clone(), span.partition);
+        match what {
+            Unread::Gone(_) => Error::ChangelogTrimmed { topic, partition },
+            Unread::Failed(why) => Error::ChangelogRead {
+                topic,
+                partition,
+                why: why.to_owned(),
+            },
+        }
+    };
+    read_with(&config(settings), &failed, spans, stop, each)
+}
+
+/// Reads with a client of that configuration; `failed` makes the error of a span that cannot be read.
+///
+/// # Errors
+/// What `each` or `failed` said.
+pub(super) fn read_with<E: From<Error>>(
+    config: &rdkafka::ClientConfig,
+    failed: &dyn Fn(&Span, Unread<'_>) -> Error,
     spans: Vec<Span>,
     stop: &dyn Fn() -> bool,
     mut each: impl FnMut(Read<'_>) -> Result<(), E>,
@@ -133,7 +163,7 @@ pub(crate) fn read<E: From<Error>>(
         return Ok(true);
     }
     let refused = |error: rdkafka::error::KafkaError| Error::Config(crate::error::chain(&error));
-    let consumer: BaseConsumer<Quiet> = config(settings).create_with_context(Quiet).map_err(refused)?;
+    let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet).map_err(refused)?;
     let consumer = Arc::new(consumer);
     let signal = Arc::new(Signal::default());
     let mut list = TopicPartitionList::new();
@@ -143,7 +173,7 @@ pub(crate) fn read<E: From<Error>>(
             .split_partition_queue(&span.topic, span.partition)
             .zip(RawQueue::new(&consumer, &span.topic, span.partition));
         let Some((mut split, queue)) = queues else {
-            return Err(failed(&span, "it has no queue").into());
+            return Err(failed(&span, Unread::Failed("it has no queue")).into());
         };
         let wake = Arc::clone(&signal);
         split.set_nonempty_callback(move || wake.raise());
@@ -165,7 +195,7 @@ pub(crate) fn read<E: From<Error>>(
         }
         // Serves the client's own errors; messages do not come this way.
         if let Some(Err(error)) = consumer.poll(Duration::ZERO) {
-            tracing::debug!(why = %crate::error::chain(&error), "reading a changelog");
+            tracing::debug!(why = %crate::error::chain(&error), "reading");
         }
         let mut read_any = false;
         let mut ended = Vec::new();
@@ -177,23 +207,19 @@ pub(crate) fn read<E: From<Error>>(
                         of.next = message.offset().0 + 1;
                         each(Read::Message {
                             span: of.number,
-                            offset: message.offset().0,
-                            bytes: message.payload().unwrap_or_default(),
+                            message: &message,
                         })?;
                     }
                     Err(at) => match at.error.rdkafka_error_code() {
                         // The end of what is committed, which may have hidden the rest until now.
                         Some(RDKafkaErrorCode::PartitionEOF) => of.next = of.next.max(at.offset.0),
                         Some(RDKafkaErrorCode::AutoOffsetReset) => {
-                            // What is asked for is not in the log any more.
-                            return Err(E::from(Error::ChangelogTrimmed {
-                                topic: of.span.topic.clone(),
-                                partition: of.span.partition,
-                            }));
+                            let why = crate::error::chain(&at.error);
+                            return Err(failed(&of.span, Unread::Gone(&why)).into());
                         }
                         // What the client cannot mend comes back, and the reader goes on waiting.
                         _ => {
-                            tracing::warn!(topic = %of.span.topic, why = %crate::error::chain(&at.error), "reading a changelog")
+                            tracing::warn!(topic = %of.span.topic, why = %crate::error::chain(&at.error), "reading")
                         }
                     },
                 }
@@ -215,9 +241,10 @@ pub(crate) fn read<E: From<Error>>(
         if clock::now().saturating_duration_since(said) > SAY_EVERY {
             said = clock::now();
             for of in &open {
+                let percent = 100 * (of.next - of.span.from) / (of.span.to - of.span.from).max(1);
                 tracing::info!(
-                    changelog = %of.span.topic, partition = of.span.partition, at = of.next, to = of.span.to,
-                    "reading a changelog; where it stands still, an abandoned transaction has to time out first"
+                    topic = %of.span.topic, partition = of.span.partition, at = of.next, to = of.span.to, percent,
+                    "reading; where it stands still, an abandoned transaction has to time out first"
                 );
             }
         }
@@ -225,15 +252,7 @@ pub(crate) fn read<E: From<Error>>(
     Ok(true)
 }
 
-fn failed(span: &Span, why: &str) -> Error {
-    Error::ChangelogRead {
-        topic: span.topic.clone(),
-        partition: span.partition,
-        why: why.to_owned(),
-    }
-}
-
-fn config(settings: &Settings) -> rdkafka::ClientConfig {
+pub(super) fn config(settings: &Settings) -> rdkafka::ClientConfig {
     let mut config = super::producer::without_consumer_properties(settings);
     // Never joined: the client wants the name of a group before it takes an assignment, and this one we may read.
     config.set("group.id", &settings.group);

@@ -20,6 +20,7 @@ use super::callbacks::{Answered, Callbacks};
 use super::committer::{Committer, Order};
 use super::properties::consumer_config;
 use super::rebalance::{First, Strays};
+use super::rebuilding::Rebuilding;
 use super::replication::Replication;
 use super::signal::Signal;
 use super::take::{BATCH_MESSAGES_MAX, Queue, Taken, take};
@@ -58,6 +59,8 @@ pub(crate) struct PollThread {
     /// Assigned to the client too, and refused once their changelog was read.
     pub(super) unserved: Vec<PartitionId>,
     pub(super) replication: Option<Replication>,
+    /// Where cold partitions are to be rebuilt.
+    pub(super) rebuilding: Option<Rebuilding>,
     pub(super) strays: Strays,
     pub(super) reported: tokio::sync::watch::Sender<Unserved>,
     /// Whether everything that was assigned has been served once.
@@ -77,6 +80,7 @@ impl PollThread {
         pulse: Pulse,
         reported: tokio::sync::watch::Sender<Unserved>,
         replication: Option<Replication>,
+        rebuilding: Option<Rebuilding>,
     ) -> Result<Self, Error> {
         let (answer, answers) = mpsc::channel();
         let answered = Arc::clone(&signal);
@@ -107,6 +111,7 @@ impl PollThread {
             refused: Vec::new(),
             unserved: Vec::new(),
             replication,
+            rebuilding,
             strays: Strays::Unknown,
             reported,
             has_restored: false,
@@ -134,6 +139,7 @@ impl PollThread {
             }
             self.commit_first();
             self.serve_restored()?;
+            self.serve_rebuilt()?;
             self.move_strays()?;
             self.commit_due();
             if self.take_all()? == 0 {
@@ -145,11 +151,25 @@ impl PollThread {
 
     /// Tells what of the assignment is not served.
     pub(super) fn report(&self) {
-        let pending = self.replication.as_ref().map_or(0, Replication::pending);
         self.reported.send_replace(Unserved {
             refused: self.refused.len() + self.unserved.len(),
-            restoring: if self.has_restored { 0 } else { pending },
+            restoring: if self.has_restored { 0 } else { self.pending() },
         });
+    }
+
+    /// Partitions whose window is on its way.
+    fn pending(&self) -> usize {
+        self.replication.as_ref().map_or(0, Replication::pending)
+            + self
+                .rebuilding
+                .as_ref()
+                .map_or(0, |rebuilding| rebuilding.ids().len())
+    }
+
+    /// A window has come. What comes later, with a rebalance, does not make the process unready again.
+    pub(super) fn note_restored(&mut self) {
+        self.has_restored |= self.pending() == 0;
+        self.report();
     }
 
     /// Beats the pulse; false, and no beat, where it is stale already: then the partitions have to be lost first, or a
@@ -195,6 +215,7 @@ impl PollThread {
             replication.go_all();
             replication.member.leave();
         }
+        self.rebuild_nothing();
     }
 
     /// Serves callbacks. Messages do not come this way: their queues were split off before they were assigned.
@@ -288,7 +309,16 @@ impl PollThread {
         Ok(taken)
     }
 
+    /// What was to be rebuilt is not ours any more.
+    fn rebuild_nothing(&mut self) {
+        if let Some(rebuilding) = &mut self.rebuilding {
+            let ids = rebuilding.ids();
+            rebuilding.go(&mut self.assignments, &ids);
+        }
+    }
+
     fn drain_all(&mut self) -> Result<(), Error> {
+        self.rebuild_nothing();
         let ids = self.assignments.ids();
         crate::crash::point("at-shutdown");
         let drained = self.drain(&ids, false);
@@ -308,6 +338,7 @@ impl PollThread {
         if let Some(replication) = self.replication.take() {
             replication.member.leave();
         }
+        self.rebuilding = None;
         self.apply_at_close();
         let Self {
             consumer, committer, ..

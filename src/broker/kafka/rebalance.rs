@@ -121,9 +121,19 @@ impl PollThread {
         }
         let prepared = self.assignments.prepare(id, facts)?;
         let start = prepared.start.next;
-        let due = clock::now();
-        self.uncommitted.push(First { prepared, due });
+        self.go_on(prepared)?;
         Ok(start)
+    }
+
+    /// Its window is whole, or as whole as it is to be. It is served once that is known: to the group, by its first commit,
+    /// or to the changelog, by its fence.
+    pub(super) fn come_to_serve(&mut self, prepared: Prepared) {
+        if let Some(replication) = &mut self.replication {
+            replication.raise_fence(prepared);
+        } else {
+            let due = clock::now();
+            self.uncommitted.push(First { prepared, due });
+        }
     }
 
     /// Its messages go into a queue of their own, from before it is assigned: what comes earlier would be out of order.
@@ -269,6 +279,9 @@ impl PollThread {
         if let Some(replication) = &mut self.replication {
             replication.go(&ids);
         }
+        if let Some(rebuilding) = &mut self.rebuilding {
+            rebuilding.go(&mut self.assignments, &ids);
+        }
         if lost {
             tracing::warn!(partitions = ids.len(), "partitions lost");
         } else {
@@ -334,8 +347,14 @@ impl PollThread {
             }
             Strays::Settling(until) if *until <= clock::now() => {
                 let refused = self.refused.iter();
+                let rebuilding = self.rebuilding.as_ref();
                 let ours: Vec<_> = refused
                     .filter_map(|(topic, partition)| self.assignments.id(topic, *partition))
+                    .chain(
+                        rebuilding
+                            .into_iter()
+                            .flat_map(super::rebuilding::Rebuilding::ids),
+                    )
                     .collect();
                 let strays = self.assignments.move_strays(self.settings.drain, &ours)?;
                 self.strays = Strays::Moving(strays);

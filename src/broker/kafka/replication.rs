@@ -90,6 +90,12 @@ impl Replication {
         }
     }
 
+    /// Its fence goes to the changelog, and its position with it.
+    pub(super) fn raise_fence(&mut self, mut prepared: Prepared) {
+        let acks = prepared.raise_fence();
+        self.fencing.push(Fencing { prepared, acks });
+    }
+
     pub(super) fn go_all(&mut self) {
         let ids: Vec<_> = self
             .coming
@@ -133,15 +139,14 @@ impl PollThread {
             served += 1;
         }
         if served > 0 {
-            self.has_restored |= replication.pending() == 0;
-            self.report();
+            self.note_restored();
         }
         Ok(())
     }
 
     fn fence(&mut self, id: PartitionId, coming: &Coming) -> Result<(), Error> {
         let topic = self.assignments.topic(id).unwrap_or_default().to_owned();
-        let mut prepared = match self.assignments.prepare(id, &coming.facts) {
+        let prepared = match self.assignments.prepare(id, &coming.facts) {
             Ok(prepared) => prepared,
             Err(Error::Broker(refusal)) if refusal.is_refusal() => {
                 tracing::error!("{refusal}");
@@ -157,10 +162,6 @@ impl PollThread {
                 .seek(&topic, id.partition, KafkaOffset::Offset(start.0), SEEK_MAX)
                 .map_err(super::rebalance::fatal)?;
         }
-        let acks = prepared.raise_fence();
-        if let Some(replication) = &mut self.replication {
-            replication.fencing.push(Fencing { prepared, acks });
-        }
-        Ok(())
+        self.go_on(prepared)
     }
 }

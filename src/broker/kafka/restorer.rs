@@ -47,15 +47,16 @@ pub(crate) struct Restorer {
     thread: Option<thread::JoinHandle<()>>,
 }
 
+/// Which partitions are still wanted, under which ticket.
 #[derive(Clone, Default)]
-struct Wanted(Arc<Mutex<BTreeMap<PartitionId, Ticket>>>);
+pub(super) struct Wanted(Arc<Mutex<BTreeMap<PartitionId, Ticket>>>);
 
 impl Wanted {
-    fn map(&self) -> MutexGuard<'_, BTreeMap<PartitionId, Ticket>> {
+    pub(super) fn map(&self) -> MutexGuard<'_, BTreeMap<PartitionId, Ticket>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wants(&self, id: PartitionId, ticket: Ticket) -> bool {
+    pub(super) fn wants(&self, id: PartitionId, ticket: Ticket) -> bool {
         self.map().get(&id) == Some(&ticket)
     }
 }
@@ -205,8 +206,10 @@ impl Reading<'_> {
 
     fn read(&mut self, read: Read<'_>) -> Result<(), Error> {
         match read {
-            Read::Message { span, offset, bytes } => match self.of.get_mut(span) {
-                Some(Some(recovery)) => recovery.message(offset, bytes),
+            Read::Message { span, message } => match self.of.get_mut(span) {
+                Some(Some(recovery)) => {
+                    recovery.message(message.offset().0, message.payload().unwrap_or_default())
+                }
                 _ => Ok(()),
             },
             Read::End { span, next } => {

@@ -14,7 +14,7 @@ use crate::store::PartitionId;
 pub(super) const BATCH_MESSAGES_MAX: usize = 1_024;
 
 /// A batch ends about here: how many messages still fit is told from those it has.
-const BATCH_BYTES_MAX: usize = 1 << 20;
+pub(super) const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// Messages of a batch's first call, while nothing is known of their size.
 const FIRST_CALL: usize = 8;
@@ -79,7 +79,7 @@ fn fitting(batch: &BatchBuilder) -> usize {
     BATCH_BYTES_MAX.saturating_sub(batch.bytes()).div_ceil(each)
 }
 
-fn push(batch: &mut BatchBuilder, message: &Message<'_>) {
+pub(super) fn push(batch: &mut BatchBuilder, message: &Message<'_>) {
     batch.push(
         message.offset(),
         message.timestamp_ms(),

@@ -238,12 +238,12 @@ impl Transactions for KafkaTransactions {
         }
         let mut found = Ends::new();
         let whole = changelog::read(settings, spans, &|| clock::now() > deadline, |read| {
-            if let Read::Message { span, offset, bytes } = read
+            if let Read::Message { span, message } = read
                 && let Some(id) = ids.get(span)
-                && let Ok((head, _)) = frame::decode(bytes, *id)
+                && let Ok((head, _)) = frame::decode(message.payload().unwrap_or_default(), *id)
                 && (head.session, head.number) == (session, number)
             {
-                found.insert(*id, offset + 1);
+                found.insert(*id, message.offset().0 + 1);
             }
             Ok::<(), Error>(())
         });

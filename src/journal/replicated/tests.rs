@@ -198,6 +198,7 @@ impl Rig {
                 timestamp_ms: None,
                 headers: Vec::new(),
             }],
+            stands: None,
         });
         acks
     }

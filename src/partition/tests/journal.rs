@@ -133,6 +133,7 @@ impl Journalled {
             number: self.next,
             changes,
             letters: Vec::new(),
+            stands: None,
         });
         self.next += 1;
     }

@@ -15,6 +15,7 @@ mod journal;
 mod limits;
 mod outcomes;
 mod random;
+mod rebuilds;
 mod review;
 mod schedules;
 mod window;

@@ -1,0 +1,121 @@
+//! What a consumer has besides where its state moves with its partitions, or cold windows are read back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::broker::kafka::cutter::Cutter;
+use crate::broker::kafka::member::Member;
+use crate::broker::kafka::rebuilder::Rebuilder;
+use crate::broker::kafka::rebuilding::Rebuilding;
+use crate::broker::kafka::replication::Replication;
+use crate::broker::kafka::restorer::{self, Restorer};
+use crate::broker::kafka::signal::Signal;
+use crate::broker::kafka::transactions::{self, KafkaTransactions, Names};
+use crate::clock::{self, Clock};
+use crate::commits::Commits;
+use crate::config::Settings;
+use crate::error::Error;
+use crate::journal::extents::Extents;
+use crate::journal::frame::Owner;
+use crate::journal::replicated::{self, Replicated};
+use crate::store::Store;
+use crate::trim::{self, Trimmer};
+
+/// Frames stay well below what a topic takes by default, 1 MiB.
+const FRAME_BYTES_MAX: usize = 512 << 10;
+
+/// The journal of the replicated mode, and what the poll thread needs for it.
+pub(super) fn replicate(
+    settings: &Arc<Settings>,
+    store: &Arc<dyn Store>,
+    signal: &Arc<Signal>,
+    commits: &Commits,
+    broken: impl Fn(String) + Send + Sync + 'static,
+) -> Result<(Replicated, replicated::Threads, Replication, Trimmer), Error> {
+    let no_thread = |what| move |source| Error::Thread { what, source };
+    let mut topics = BTreeMap::new();
+    let mut owners = BTreeMap::new();
+    let mut windows = BTreeMap::new();
+    for (input, policy) in &settings.topics {
+        let id = store.topic(input)?;
+        let changelog = settings.changelog_of(input);
+        owners.insert(id, Owner::of(&settings.group, input));
+        windows.insert(id, clock::millis(policy.window));
+        topics.insert(
+            id,
+            Names {
+                input: input.clone(),
+                changelog,
+            },
+        );
+    }
+    let extents = Extents::new(windows.clone());
+    let member = Member::default();
+    let timeout = settings.transaction_timeout();
+    let transactions = KafkaTransactions::start(transactions::Parts {
+        settings: Arc::clone(settings),
+        store_id: store.identity().store_id,
+        topics: topics.clone(),
+        member: member.clone(),
+        timeout,
+    })?;
+    let rules = replicated::Rules {
+        owners,
+        extents: extents.clone(),
+        frame_bytes_max: FRAME_BYTES_MAX,
+        // Brokers that are away for minutes come back; whoever waits for longer wants somebody to look.
+        give_up: Duration::from_secs(600).max(4 * timeout),
+        // A turn is at most: renewing, finding, writing and aborting.
+        call_max: 6 * timeout,
+        clock: Clock::system(),
+    };
+    let (journal, threads) = Replicated::start(transactions, Arc::clone(store), rules, broken)
+        .map_err(no_thread("the journal"))?;
+    let rules = trim::Rules {
+        windows_ms: windows,
+        extents: extents.clone(),
+        commits: commits.clone(),
+    };
+    let cutter = Cutter::new(Arc::clone(settings), topics.clone());
+    let trimmer = Trimmer::start(rules, journal.clone(), cutter).map_err(no_thread("trimming"))?;
+    let (tell, restored) = std::sync::mpsc::channel();
+    let wake = Arc::clone(signal);
+    let restorer = Restorer::start(
+        restorer::Parts {
+            settings: Arc::clone(settings),
+            store: Arc::clone(store),
+            journal: journal.clone(),
+            extents,
+            topics,
+        },
+        move |one| {
+            // Nobody listens any more where the consumer has stopped.
+            let _ = tell.send(one);
+            wake.raise();
+        },
+    )
+    .map_err(no_thread("restoring"))?;
+    let replication = Replication::new(member, restorer, restored);
+    Ok((journal, threads, replication, trimmer))
+}
+
+/// What the poll thread needs to have cold windows read back.
+pub(super) fn rebuild(
+    settings: &Arc<Settings>,
+    store: &Arc<dyn Store>,
+    signal: &Arc<Signal>,
+) -> Result<Rebuilding, Error> {
+    let (tell, rebuilt) = std::sync::mpsc::channel();
+    let wake = Arc::clone(signal);
+    let rebuilder = Rebuilder::start(Arc::clone(settings), Arc::clone(store), move |one| {
+        // Nobody listens any more where the consumer has stopped.
+        let _ = tell.send(one);
+        wake.raise();
+    });
+    let rebuilder = rebuilder.map_err(|source| Error::Thread {
+        what: "rebuilding",
+        source,
+    })?;
+    Ok(Rebuilding::new(rebuilder, rebuilt))
+}
