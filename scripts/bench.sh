@@ -6,7 +6,7 @@
 # --messages N       in the topic that the contestants read (2000000)
 # --rounds N         how often each contestant runs; figures are medians (3)
 # --only NAME        only that: micro, bare, bare_defaults, local, replicated, non_idempotent,
-#                    replicated_non_idempotent, streams_alo, streams_eos, reopen_10m, rss_200_partitions; may be repeated. A target is asked for only where its figures were measured
+#                    replicated_non_idempotent, streams_alo, streams_eos, restore, streams_restore, reopen_10m, rss_200_partitions; may be repeated. A target is asked for only where its figures were measured
 # --reopen-tokens N  tokens of the store that is reopened (10000000)
 # --wide-messages N  in the topic of 200 partitions (1000000)
 #

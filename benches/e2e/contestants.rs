@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,9 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::{Headers as _, Message as _};
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::broker::Observer;
 use crate::{Result, filled, process};
@@ -66,6 +69,8 @@ pub(crate) enum Kind {
     /// The same two in replicated mode.
     Replicated,
     ReplicatedNonIdempotent,
+    /// hapax on an empty disk, in a group whose changelog holds every token.
+    Restore,
     /// Fills a store, and waits to be killed.
     Fill,
     /// Opens that store, loads its partitions, closes it.
@@ -89,10 +94,14 @@ pub(crate) struct Measured {
 }
 
 pub(crate) fn run(task: Task) -> Result<()> {
+    let restores = Restores::default();
     // What hapax warns of belongs beside a figure that it may explain.
-    tracing_subscriber::fmt()
+    let warnings = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_max_level(tracing::Level::WARN)
+        .with_filter(tracing::level_filters::LevelFilter::WARN);
+    tracing_subscriber::registry()
+        .with(warnings)
+        .with(restores.clone())
         .init();
     let measured = match task.kind {
         Kind::Bare => bare(&task),
@@ -100,6 +109,7 @@ pub(crate) fn run(task: Task) -> Result<()> {
         Kind::NonIdempotent => hapax(&task, Class::NonIdempotent, Durability::Local),
         Kind::Replicated => hapax(&task, Class::Idempotent, Durability::Replicated),
         Kind::ReplicatedNonIdempotent => hapax(&task, Class::NonIdempotent, Durability::Replicated),
+        Kind::Restore => restore(&task, &restores),
         Kind::Fill => fill(&task),
         Kind::Reopen => reopen(&task),
     }?;
@@ -309,6 +319,93 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+/// What hapax logs of its restores. Timed as Kafka Streams' is: from the first partition that starts to the last that ends.
+#[derive(Debug, Clone, Default)]
+struct Restores(Arc<Mutex<Restored>>);
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Restored {
+    first: Option<Instant>,
+    last: Option<Instant>,
+    partitions: usize,
+    records: u64,
+}
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Restores {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        let mut said = Said::default();
+        event.record(&mut said);
+        let Ok(mut restored) = self.0.lock() else { return };
+        if said.message == "restoring from the changelog" {
+            restored.first.get_or_insert_with(Instant::now);
+        } else if said.message == "restored from the changelog" {
+            restored.last = Some(Instant::now());
+            restored.partitions += 1;
+            restored.records += said.records;
+        }
+    }
+}
+
+/// What of an event is of interest.
+#[derive(Default)]
+struct Said {
+    message: String,
+    records: u64,
+}
+
+impl tracing::field::Visit for Said {
+    fn record_u64(&mut self, field: &tracing::field::Field, value: u64) {
+        if field.name() == "records" {
+            self.records = value;
+        }
+    }
+
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "message" {
+            self.message = format!("{value:?}");
+        }
+    }
+}
+
+/// Starts, restores, and stops. Nothing is left to be taken of the topic.
+fn restore(task: &Task, restores: &Restores) -> Result<Measured> {
+    let partitions = Observer::new(&task.brokers, &task.topic, &task.group)?
+        .ends()?
+        .0
+        .len();
+    let topic = Topic::bytes(&task.topic, Class::Idempotent).window(Window::hours(24));
+    let consumer = Consumer::replicated(&task.group, &task.state_dir)
+        .brokers(&task.brokers)
+        .with(|layer| {
+            layer.dead_letter.create = Some(true);
+            layer.admin.listen = Some(Listen::Off);
+        })
+        .handle(topic, |_payload, _: Context| async move { Ok(()) });
+    let read = || restores.0.lock().map(|restored| *restored).unwrap_or_default();
+    let begun = Instant::now();
+    let mut cpu = Ok(BTreeMap::new());
+    let runtime = tokio::runtime::Runtime::new()?;
+    let summary = runtime.block_on(consumer.run_until(async {
+        while read().partitions < partitions && begun.elapsed() < 2 * SILENCE_MAX {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        cpu = process::cpu_by_thread();
+    }));
+    summary.map_err(|error| chain(&error))?;
+    let restored = read();
+    let (first, last) = restored.first.zip(restored.last).ok_or("nothing was restored")?;
+    if (restored.partitions, restored.records) != (partitions, task.count) {
+        return Err(format!("{restored:?}: {} records expected", task.count).into());
+    }
+    Ok(Measured {
+        count: task.count,
+        seconds: last.duration_since(first).as_secs_f64(),
+        end_seconds: 0.0,
+        rss_kib: process::peak_rss_kib()?,
+        cpu: cpu?,
+    })
 }
 
 fn fill(task: &Task) -> Result<Measured> {

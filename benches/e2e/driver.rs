@@ -15,7 +15,7 @@ use crate::stored::{self, Stored};
 use crate::{Result, Run, process, streams};
 
 /// In the order of the first round.
-const CONTESTANTS: [&str; 8] = [
+const CONTESTANTS: [&str; 10] = [
     "bare",
     "local",
     "replicated",
@@ -24,6 +24,8 @@ const CONTESTANTS: [&str; 8] = [
     "replicated_non_idempotent",
     "bare_defaults",
     "streams_eos",
+    "restore",
+    "streams_restore",
 ];
 /// What is measured once, after the rounds.
 const SINGLE: [&str; 2] = ["reopen_10m", "rss_200_partitions"];
@@ -185,11 +187,18 @@ fn contest(run: &Run, round: usize, name: &'static str) -> Result<Entry> {
         "non_idempotent" => ours("non-idempotent", &[])?,
         "replicated" => ours("replicated", &[])?,
         "replicated_non_idempotent" => ours("replicated-non-idempotent", &[])?,
+        "restore" => {
+            ours("replicated", &[])?;
+            std::fs::remove_dir_all(&state.0)?;
+            std::fs::create_dir(&state.0)?;
+            ours("restore", &[])?
+        }
+        "streams_restore" => streams::restore(run, "exactly_once_v2", &state.0)?,
         "streams_alo" => streams::run(run, "at_least_once", &state.0)?,
         _ => streams::run(run, "exactly_once_v2", &state.0)?,
     };
     let stored = match name {
-        "local" | "non_idempotent" | "replicated" | "replicated_non_idempotent" => {
+        "local" | "non_idempotent" | "replicated" | "replicated_non_idempotent" | "restore" => {
             Some(stored::look(&state.0)?)
         }
         _ => None,
@@ -262,6 +271,7 @@ fn rounds(entries: &[Entry]) -> Vec<Figure> {
         ),
         ("replicated_vs_bare", ratio("replicated", "bare"), "x"),
         ("non_idempotent_vs_bare", ratio("non_idempotent", "bare"), "x"),
+        ("restore_vs_streams", ratio("restore", "streams_restore"), "x"),
         ("bare", rate("bare"), "msg/s"),
         ("bare_defaults", rate("bare_defaults"), "msg/s"),
         ("local", rate("local"), "msg/s"),
@@ -274,6 +284,8 @@ fn rounds(entries: &[Entry]) -> Vec<Figure> {
         ),
         ("streams_alo", rate("streams_alo"), "msg/s"),
         ("streams_eos", rate("streams_eos"), "msg/s"),
+        ("restore", rate("restore"), "tokens/s"),
+        ("streams_restore", rate("streams_restore"), "tokens/s"),
         (
             "live_buckets",
             stored(&|_, stored| stored.live_buckets as f64),

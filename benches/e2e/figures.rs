@@ -24,6 +24,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("local_vs_bare", Target::AtLeast(0.35)),
     ("replicated_vs_streams_eos", Target::AtLeast(4.0)),
     ("replicated_vs_bare", Target::AtLeast(0.3)),
+    ("restore_vs_streams", Target::AtLeast(2.0)),
     ("bytes_per_key", Target::AtMost(32.0)),
     ("reopen_10m", Target::Below(2.0)),
 ];

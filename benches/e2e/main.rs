@@ -73,7 +73,7 @@ struct Run {
     /// The folder of the Kafka Streams application.
     #[arg(long)]
     streams: PathBuf,
-    /// Only these contestants: bare, bare_defaults, local, replicated, non_idempotent, replicated_non_idempotent, streams_alo, streams_eos, reopen_10m, rss_200_partitions.
+    /// Only these contestants: bare, bare_defaults, local, replicated, non_idempotent, replicated_non_idempotent, streams_alo, streams_eos, restore, streams_restore, reopen_10m, rss_200_partitions.
     #[arg(long)]
     only: Vec<String>,
 }

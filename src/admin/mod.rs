@@ -143,7 +143,7 @@ mod tests {
         assert!(
             get(address, "/readyz")
                 .1
-                .contains("1 partition is being restored")
+                .contains("1 partition is not served yet")
         );
         let refused = Unserved {
             refused: 2,

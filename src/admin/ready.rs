@@ -64,7 +64,7 @@ impl Readiness {
                 partitions(refused)
             )),
             Ok(true) if restoring > 0 => Some(format!(
-                "{} being restored from the changelog (the log says how far, and `hapax_restoring_partitions` how many)",
+                "{} not served yet: the window is being restored from the changelog, or rebuilt (the log says how far)",
                 partitions(restoring)
             )),
             Ok(true) => None,

@@ -43,6 +43,13 @@ pub(super) enum Read<'a> {
     End { span: usize, next: i64 },
 }
 
+/// Why a part cannot be read.
+pub(super) enum Unread<'a> {
+    /// What is asked for is not in the log any more.
+    Gone(&'a str),
+    Failed(&'a str),
+}
+
 /// How long the reader rests where nothing wakes it.
 const REST: Duration = Duration::from_millis(20);
 
@@ -116,10 +123,16 @@ pub(super) fn read<E: From<Error>>(
     stop: &dyn Fn() -> bool,
     each: impl FnMut(Read<'_>) -> Result<(), E>,
 ) -> Result<bool, E> {
-    let failed = |span: &Span, why: &str| Error::ChangelogRead {
-        topic: span.topic.clone(),
-        partition: span.partition,
-        why: why.to_owned(),
+    let failed = |span: &Span, what: Unread<'_>| {
+        let (topic, partition) = (span.topic.clone(), span.partition);
+        match what {
+            Unread::Gone(_) => Error::ChangelogTrimmed { topic, partition },
+            Unread::Failed(why) => Error::ChangelogRead {
+                topic,
+                partition,
+                why: why.to_owned(),
+            },
+        }
     };
     read_with(&config(settings, spans.len()), &failed, spans, stop, each)
 }
@@ -130,7 +143,7 @@ pub(super) fn read<E: From<Error>>(
 /// What `each` or `failed` said.
 pub(super) fn read_with<E: From<Error>>(
     config: &rdkafka::ClientConfig,
-    failed: &dyn Fn(&Span, &str) -> Error,
+    failed: &dyn Fn(&Span, Unread<'_>) -> Error,
     spans: Vec<Span>,
     stop: &dyn Fn() -> bool,
     mut each: impl FnMut(Read<'_>) -> Result<(), E>,
@@ -160,7 +173,7 @@ pub(super) fn read_with<E: From<Error>>(
             .split_partition_queue(&span.topic, span.partition)
             .zip(RawQueue::new(&consumer, &span.topic, span.partition));
         let Some((mut split, queue)) = queues else {
-            return Err(failed(&span, "it has no queue").into());
+            return Err(failed(&span, Unread::Failed("it has no queue")).into());
         };
         let wake = Arc::clone(&signal);
         split.set_nonempty_callback(move || wake.raise());
@@ -201,11 +214,8 @@ pub(super) fn read_with<E: From<Error>>(
                         // The end of what is committed, which may have hidden the rest until now.
                         Some(RDKafkaErrorCode::PartitionEOF) => of.next = of.next.max(at.offset.0),
                         Some(RDKafkaErrorCode::AutoOffsetReset) => {
-                            // What is asked for is not in the log any more.
-                            return Err(E::from(Error::ChangelogTrimmed {
-                                topic: of.span.topic.clone(),
-                                partition: of.span.partition,
-                            }));
+                            let why = crate::error::chain(&at.error);
+                            return Err(failed(&of.span, Unread::Gone(&why)).into());
                         }
                         // What the client cannot mend comes back, and the reader goes on waiting.
                         _ => {

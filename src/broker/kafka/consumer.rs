@@ -163,11 +163,25 @@ impl PollThread {
 
     /// Tells what of the assignment is not served.
     pub(super) fn report(&self) {
-        let pending = self.replication.as_ref().map_or(0, Replication::pending);
         self.reported.send_replace(Unserved {
             refused: self.refused.len() + self.unserved.len(),
-            restoring: if self.has_restored { 0 } else { pending },
+            restoring: if self.has_restored { 0 } else { self.pending() },
         });
+    }
+
+    /// Partitions whose window is on its way.
+    fn pending(&self) -> usize {
+        self.replication.as_ref().map_or(0, Replication::pending)
+            + self
+                .rebuilding
+                .as_ref()
+                .map_or(0, |rebuilding| rebuilding.ids().len())
+    }
+
+    /// A window has come. What comes later, with a rebalance, does not make the process unready again.
+    pub(super) fn note_restored(&mut self) {
+        self.has_restored |= self.pending() == 0;
+        self.report();
     }
 
     /// Beats the pulse; false, and no beat, where it is stale already: then the partitions have to be lost first, or a

@@ -12,7 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaResult;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
-use super::changelog::{self, Read, Span};
+use super::changelog::{self, Read, Span, Unread};
 use super::{ANSWER_MAX, unreachable};
 use crate::broker::{self, CommitMark, Committed};
 use crate::clock;
@@ -188,7 +188,8 @@ fn ask<T>(
     }
 }
 
-pub(super) fn unreadable(span: &Span, why: &str) -> broker::Error {
+pub(super) fn unreadable(span: &Span, what: Unread<'_>) -> broker::Error {
+    let (Unread::Gone(why) | Unread::Failed(why)) = what;
     broker::Error::Rebuild {
         topic: span.topic.clone(),
         partition: span.partition,

@@ -139,8 +139,7 @@ impl PollThread {
             served += 1;
         }
         if served > 0 {
-            self.has_restored |= replication.pending() == 0;
-            self.report();
+            self.note_restored();
         }
         Ok(())
     }
