@@ -348,7 +348,9 @@ impl PollThread {
     /// closes, so every other one goes first; a commit that is still waited for has one.
     fn close(mut self) -> Result<(), Error> {
         self.queues.clear();
-        if let Some(replication) = self.replication.take() {
+        if let Some(mut replication) = self.replication.take() {
+            // A fence on its way would be tried again for as long as a broker may be away.
+            replication.go_all();
             replication.member.leave();
         }
         self.rebuilding = None;
