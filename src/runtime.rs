@@ -16,7 +16,7 @@ use crate::bound::Handled;
 use crate::broker::Letters;
 use crate::broker::cluster::{Changelog, Cluster, Fit};
 use crate::broker::kafka;
-use crate::broker::kafka::consumer::PollThread;
+use crate::broker::kafka::consumer::{Before, PollThread};
 use crate::broker::kafka::member::Member;
 use crate::broker::kafka::producer::Producer;
 use crate::broker::kafka::properties::session_max;
@@ -257,9 +257,12 @@ fn start(
             (journal, JournalThread::Replicated(threads), Some(replication))
         }
     };
-    let rebuilding = match settings.cold {
-        Cold::Rebuild => Some(rebuild(settings, &store, &signal)?),
-        Cold::Refuse | Cold::Run => None,
+    let before = Before {
+        replication,
+        rebuilding: match settings.cold {
+            Cold::Rebuild => Some(rebuild(settings, &store, &signal)?),
+            Cold::Refuse | Cold::Run => None,
+        },
     };
     let (lookups, lookups_thread) = Lookups::start(Arc::clone(&store)).map_err(no_thread("look-ups"))?;
     let letters: Arc<dyn Letters> = Arc::new(Producer::new(settings)?);
@@ -314,8 +317,7 @@ fn start(
                 signal,
                 pulse,
                 reported_cold,
-                replication,
-                rebuilding,
+                before,
             )
             .and_then(PollThread::run);
             // Nobody listens any more where the future was dropped.

@@ -62,6 +62,12 @@ pub(crate) struct PollThread {
     pub(super) reported_cold: tokio::sync::watch::Sender<usize>,
 }
 
+/// What is done with a partition before it is served, where that takes a thread of its own.
+pub(crate) struct Before {
+    pub(crate) replication: Option<Replication>,
+    pub(crate) rebuilding: Option<Rebuilding>,
+}
+
 impl PollThread {
     /// Makes the consumer and subscribes. `partitions` is how many the topics have in all.
     ///
@@ -74,8 +80,7 @@ impl PollThread {
         signal: Arc<Signal>,
         pulse: Pulse,
         reported_cold: tokio::sync::watch::Sender<usize>,
-        replication: Option<Replication>,
-        rebuilding: Option<Rebuilding>,
+        before: Before,
     ) -> Result<Self, Error> {
         let (answer, answers) = mpsc::channel();
         let answered = Arc::clone(&signal);
@@ -105,8 +110,8 @@ impl PollThread {
             uncommitted: Vec::new(),
             refused: Vec::new(),
             unserved: Vec::new(),
-            replication,
-            rebuilding,
+            replication: before.replication,
+            rebuilding: before.rebuilding,
             strays: Strays::Unknown,
             reported_cold,
         })
