@@ -14,6 +14,7 @@ use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::changelog::{self, Read, Span, Unread};
 use super::{ANSWER_MAX, unreachable};
+use crate::assignments::Facts;
 use crate::broker::{self, CommitMark, Committed};
 use crate::clock;
 use crate::config::Settings;
@@ -208,14 +209,11 @@ pub(super) fn config(settings: &Settings, spans: usize) -> ClientConfig {
     config
 }
 
-/// What the group has committed of a partition, and the ends of its log.
-pub(crate) type Stand = (Option<Committed>, (i64, i64));
-
-/// What the group has committed of those partitions, `None` where nothing, and the ends of their logs.
+/// What the group has committed of those partitions, and the ends of their logs.
 ///
 /// # Errors
 /// Where the broker does not answer.
-pub(crate) fn committed(settings: &Settings, partitions: &[(String, i32)]) -> Result<Vec<Stand>, Error> {
+pub(crate) fn committed(settings: &Settings, partitions: &[(String, i32)]) -> Result<Vec<Facts>, Error> {
     let consumer: BaseConsumer = config(settings, 1)
         .create()
         .map_err(|error| broker::Error::Config(crate::error::chain(&error)))?;
@@ -223,9 +221,7 @@ pub(crate) fn committed(settings: &Settings, partitions: &[(String, i32)]) -> Re
     for (topic, partition) in partitions {
         list.add_partition(topic, *partition);
     }
-    let answers = consumer
-        .committed_offsets(list, ANSWER_MAX)
-        .map_err(unreachable(settings, "asking for the group's committed offsets"))?;
+    let answers = super::admin::committed(settings, &consumer, &list)?;
     let mut found = Vec::with_capacity(partitions.len());
     for (topic, partition) in partitions {
         let element = answers.find_partition(topic, *partition);
@@ -236,10 +232,10 @@ pub(crate) fn committed(settings: &Settings, partitions: &[(String, i32)]) -> Re
             }),
             _ => None,
         });
-        let ends = consumer
+        let (low, high) = consumer
             .fetch_watermarks(topic, *partition, ANSWER_MAX)
             .map_err(unreachable(settings, "asking for the ends of a log"))?;
-        found.push((committed, ends));
+        found.push(Facts { committed, low, high });
     }
     Ok(found)
 }
