@@ -282,7 +282,7 @@ fn restore(bencher: Bencher<'_, '_>, group: u64) {
                     .map(|token| (filled::key(token), filled::done(token as i64, span.at_ms(token))))
                     .collect();
                 store
-                    .apply_logged(&[changes], &[(partition, from as i64)])
+                    .apply_restored(&[changes], &[(partition, from as i64)])
                     .unwrap();
             }
             // All of it on the disk, and where the next start looks for it.

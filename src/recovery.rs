@@ -188,7 +188,8 @@ impl Recovery {
     }
 
     fn apply(&mut self) -> Result<(), Error> {
-        self.store.apply_logged(&self.pending, &[(self.id, self.next)])?;
+        self.store
+            .apply_restored(&self.pending, &[(self.id, self.next)])?;
         self.meters.restored(self.read.records);
         self.pending.clear();
         self.entries = 0;

@@ -475,6 +475,11 @@ impl Store for RocksStore {
             .apply_logged(self, group, logged)
     }
 
+    fn apply_restored(&self, group: &[Changes], logged: &[(PartitionId, i64)]) -> Result<(), Error> {
+        self.writer("apply what is restored")?
+            .apply_restored(self, group, logged)
+    }
+
     fn clear(&self, partition: PartitionId) -> Result<(), Error> {
         self.writer("clear a partition")?.clear(self, partition)
     }

@@ -152,18 +152,32 @@ impl Writer {
         for (partition, _) in logged {
             store.window_ms(partition.topic)?;
         }
+        let mut batch = self.batch(store, group)?;
+        let meta = store.family(keys::META)?;
+        for (partition, next) in logged {
+            batch.put_cf(&meta, keys::changelog(*partition), next.to_string());
+        }
+        self.write_with(store, "apply what is logged", batch, &store.logged)
+    }
+
+    /// What is read back: closed records in bulk go past the write buffers. Not while the partition is served: each file is
+    /// one more to look into until it is compacted.
+    pub(super) fn apply_restored(
+        &mut self,
+        store: &RocksStore,
+        group: &[Changes],
+        logged: &[(PartitionId, i64)],
+    ) -> Result<(), Error> {
+        for (partition, _) in logged {
+            store.window_ms(partition.topic)?;
+        }
         self.make_buckets(store, group)?;
         // Only a copy of a changelog may hold closed records ahead of its offset.
         let group = match store.durability {
             Durability::Local => Cow::Borrowed(group),
             Durability::Replicated => self.ingest(store, group)?,
         };
-        let mut batch = self.batch(store, &group)?;
-        let meta = store.family(keys::META)?;
-        for (partition, next) in logged {
-            batch.put_cf(&meta, keys::changelog(*partition), next.to_string());
-        }
-        self.write_with(store, "apply what is logged", batch, &store.logged)
+        self.apply_logged(store, &group, logged)
     }
 
     fn batch(&mut self, store: &RocksStore, group: &[Changes]) -> Result<WriteBatch, Error> {
