@@ -101,7 +101,11 @@ pub(crate) fn run(task: Task) -> Result<()> {
         .with_filter(tracing::level_filters::LevelFilter::WARN);
     tracing_subscriber::registry()
         .with(warnings)
-        .with(restores.clone())
+        // Only there: with it spans and events are made that nobody else wants, and they would count as work.
+        .with((task.kind == Kind::Restore).then(|| {
+            let info = tracing_subscriber::filter::LevelFilter::INFO;
+            restores.clone().with_filter(info)
+        }))
         .init();
     let measured = match task.kind {
         Kind::Bare => bare(&task),
