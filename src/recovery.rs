@@ -16,7 +16,7 @@ use crate::metrics::RestoreMeters;
 use crate::store::{Changes, PartitionId, Store};
 
 /// Records applied to the store at a time: enough to share a write, few enough to be held in memory.
-const APPLY: usize = 20_000;
+const APPLY: usize = 60_000;
 
 /// How often it says how far it is.
 const SAY_EVERY: Duration = Duration::from_secs(5);
