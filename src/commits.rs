@@ -4,7 +4,7 @@
 //! from the broker what ruled. A commit that failed is due again. Only a partition whose fence still stands is
 //! committed (Inv 5): Kafka itself refuses by generation, not by ownership.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,11 @@ use crate::store::PartitionId;
 
 /// The board that partition tasks and the poll thread share. Locked once per commit interval and partition.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Commits(Arc<Mutex<BTreeMap<PartitionId, Entry>>>);
+pub(crate) struct Commits {
+    board: Arc<Mutex<BTreeMap<PartitionId, Entry>>>,
+    /// Assigned, and not served yet: being restored, rebuilt or fenced.
+    coming: Arc<Mutex<BTreeSet<PartitionId>>>,
+}
 
 /// A commit point that is to be committed now.
 #[derive(Debug)]
@@ -45,7 +49,18 @@ const AGAIN: Duration = Duration::from_millis(500);
 impl Commits {
     fn board(&self) -> MutexGuard<'_, BTreeMap<PartitionId, Entry>> {
         // A panic elsewhere does not make these numbers wrong.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Partitions that are assigned and not served yet. While this is held nobody else comes: whoever deletes what
+    /// departed partitions have left holds it for as long as that takes.
+    pub(crate) fn coming(&self) -> MutexGuard<'_, BTreeSet<PartitionId>> {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A partition is assigned; its window is needed from here on. Until it is served, or forgotten.
+    pub(crate) fn expect(&self, id: PartitionId) {
+        self.coming().insert(id);
     }
 
     /// A new assignment starts at a point that the broker has.
@@ -58,11 +73,13 @@ impl Commits {
             again: None,
         };
         self.board().insert(id, entry);
+        self.coming().remove(&id);
     }
 
     /// The assignment is over.
     pub(crate) fn forget(&self, id: PartitionId) {
         self.board().remove(&id);
+        self.coming().remove(&id);
     }
 
     /// The store knows this point: it may be committed.

@@ -91,16 +91,16 @@ definitions! {
         "High watermark less the commit point.";
     COLD = "hapax_cold_partitions", Gauge, Count, ["topic"],
         "Partitions whose window does not cover what it should.";
+    REBUILT = "hapax_rebuilt_tokens_total", Counter, Count, ["topic"],
+        "Tokens read back from the topic into a cold window, as done with an unknown outcome.";
+    REBUILD_LEFT = "hapax_rebuild_left_offsets", Gauge, Count, ["topic", "partition"],
+        "Offsets that a rebuild has still to read before it serves the partition.";
     RESTORING = "hapax_restoring_partitions", Gauge, Count, ["topic"],
         "Partitions whose changelog is being read: they are assigned, and not served yet.";
     RESTORE_RECORDS = "hapax_restored_records_total", Counter, Count, ["topic"],
         "Records read from the changelog and written to this disk.";
     RESTORE = "hapax_restore_seconds", Histogram, Seconds, ["topic"],
         "Time to read one partition's changelog, from where this disk stood to its end.";
-    REBUILT = "hapax_rebuilt_tokens_total", Counter, Count, ["topic"],
-        "Tokens read back from the topic into a cold window, as done with an unknown outcome.";
-    REBUILD_LEFT = "hapax_rebuild_left_offsets", Gauge, Count, ["topic", "partition"],
-        "Offsets that a rebuild has still to read before it serves the partition.";
     EFFECTIVE_WINDOW = "hapax_effective_window_seconds", Gauge, Seconds, ["topic"],
         "How far back the window reaches now, by log time.";
     WINDOW_BYTES = "hapax_window_bytes", Gauge, Bytes, ["topic"],
@@ -301,6 +301,12 @@ impl PartitionMeters {
     }
 }
 
+/// Sets how much a rebuild has still to read.
+pub(crate) fn rebuild_left(topic: &str, partition: i32, offsets: i64) {
+    metrics::gauge!(name::REBUILD_LEFT, "topic" => topic.to_owned(), "partition" => partition.to_string())
+        .set(offsets as f64);
+}
+
 /// One partition that is being restored, counted as such until this is dropped.
 pub(crate) struct RestoreMeters {
     restoring: Gauge,
@@ -337,12 +343,6 @@ impl Drop for RestoreMeters {
     fn drop(&mut self) {
         self.restoring.decrement(1.0);
     }
-}
-
-/// Sets how much a rebuild has still to read.
-pub(crate) fn rebuild_left(topic: &str, partition: i32, offsets: i64) {
-    metrics::gauge!(name::REBUILD_LEFT, "topic" => topic.to_owned(), "partition" => partition.to_string())
-        .set(offsets as f64);
 }
 
 /// Sets the lag of a partition, which the broker edge knows from the client's statistics.

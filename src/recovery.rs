@@ -15,8 +15,10 @@ use crate::journal::frame::{self, Owner};
 use crate::metrics::RestoreMeters;
 use crate::store::{Changes, PartitionId, Store};
 
-/// Records applied to the store at a time: enough to share a write, few enough to be held in memory.
-const APPLY: usize = 60_000;
+/// Records that are held before they are applied to the store, of all partitions of one reading: about 100 MB. The more at
+/// a time the better, since large groups are written as sorted files; too few do not make one.
+const HELD: usize = 600_000;
+const APPLY: std::ops::RangeInclusive<usize> = 10_000..=150_000;
 
 /// How often it says how far it is.
 const SAY_EVERY: Duration = Duration::from_secs(5);
@@ -35,6 +37,7 @@ pub(crate) struct Recovery {
     said: Instant,
     pending: Vec<Changes>,
     entries: usize,
+    entries_max: usize,
     /// The changelog's offset after what is pending.
     next: i64,
     read: Progress,
@@ -51,7 +54,7 @@ pub(crate) struct Progress {
 
 impl Recovery {
     /// Begins with what the store has, and says from which offset on the changelog is to be read. The log has
-    /// `low..high`.
+    /// `low..high`; so many `partitions` are read together.
     ///
     /// # Errors
     /// A store that fails.
@@ -62,6 +65,7 @@ impl Recovery {
         (topic, changelog): (&str, &str),
         owner: Owner,
         (low, high): (i64, i64),
+        partitions: usize,
     ) -> Result<(Self, i64), Error> {
         let from = match store.load(id)?.changelog {
             // Nothing was deleted that the store has not seen, and it is no log that was made again.
@@ -107,6 +111,7 @@ impl Recovery {
             said: now,
             pending: Vec::new(),
             entries: 0,
+            entries_max: (HELD / partitions.max(1)).clamp(*APPLY.start(), *APPLY.end()),
             next: from,
             read: Progress::default(),
         };
@@ -138,7 +143,7 @@ impl Recovery {
         self.extents
             .extend(self.id, self.next, bytes.len() as u64, [&changes]);
         self.pending.push(changes);
-        if self.entries >= APPLY {
+        if self.entries >= self.entries_max {
             self.apply()?;
             self.say();
         }

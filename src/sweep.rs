@@ -6,7 +6,7 @@
 //! forgotten before its buckets go, so that it is cold if it comes back (Inv 8). A byte limit drops the oldest bucket
 //! that lies below every commit point, counted and shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -76,7 +76,17 @@ fn sweep(
 ) -> Result<(), Error> {
     let window_ms = clock::millis(wiring.policy.window);
     let left_ms = clock.wall_ms().saturating_sub(window_ms);
-    let Some(oldest_time) = oldest_time(store, topic, commits, started_ms, left_ms, wiring.state_moves())?
+    // Nobody comes while this deletes: what is restored or rebuilt lies in buckets that nobody else may need.
+    let coming = commits.coming();
+    let Some(oldest_time) = oldest_time(
+        store,
+        topic,
+        commits,
+        &coming,
+        started_ms,
+        left_ms,
+        wiring.state_moves(),
+    )?
     else {
         return Ok(());
     };
@@ -128,6 +138,7 @@ fn oldest_time(
     store: &dyn Store,
     topic: TopicId,
     commits: &Commits,
+    coming: &BTreeSet<PartitionId>,
     started_ms: i64,
     left_ms: i64,
     state_moves: bool,
@@ -138,6 +149,15 @@ fn oldest_time(
         .filter(|(id, _)| id.topic == topic)
         .map(|(id, point)| (id, point.time_ms))
         .collect();
+    for id in coming.iter().filter(|id| id.topic == topic) {
+        // Nothing is known of how far back its window reaches: nothing is past.
+        times.insert(
+            *id,
+            store
+                .load_position(*id)?
+                .and_then(|position| position.acknowledged_ms),
+        );
+    }
     for id in store.partitions()?.into_iter().filter(|id| id.topic == topic) {
         if times.contains_key(&id) {
             continue;
@@ -207,7 +227,9 @@ mod tests {
         let (store, commits) = (store(), Commits::default());
         put(&store, 0, 9_000, Some(5_000), 1_000);
         put(&store, 1, 9_000, Some(8_000), 1_000);
-        let oldest = |commits: &Commits| oldest_time(&store, TOPIC, commits, 1_000, 600, false).unwrap();
+        let oldest = |commits: &Commits| {
+            oldest_time(&store, TOPIC, commits, &commits.coming(), 1_000, 600, false).unwrap()
+        };
         assert_eq!(
             oldest(&commits),
             Some(5_000),
@@ -228,13 +250,53 @@ mod tests {
     fn a_partition_that_left_is_forgotten_one_window_after_the_start_and_not_before() {
         let (store, commits) = (store(), Commits::default());
         put(&store, 0, 9_000, Some(9_000), 0);
-        let oldest = |now_ms: i64| oldest_time(&store, TOPIC, &commits, 10_000, now_ms - 400, false).unwrap();
+        let oldest = |now_ms: i64| {
+            oldest_time(
+                &store,
+                TOPIC,
+                &commits,
+                &commits.coming(),
+                10_000,
+                now_ms - 400,
+                false,
+            )
+            .unwrap()
+        };
         assert_eq!(
             oldest(10_399),
             Some(9_000),
             "written long ago, but this process has only just started"
         );
         assert_eq!(oldest(10_400), None);
+        assert_eq!(store.load(id(0)).unwrap().position, None);
+    }
+
+    /// Inv 8: what was restored a moment ago has last been written by its owner before, perhaps a window ago.
+    #[test]
+    fn a_partition_that_is_coming_is_not_taken_for_one_that_has_left() {
+        let (store, commits) = (store(), Commits::default());
+        put(&store, 0, 9_000, Some(9_000), 0);
+        put(&store, 1, 20_000, Some(20_000), 30_000);
+        let oldest = |state_moves| {
+            oldest_time(
+                &store,
+                TOPIC,
+                &commits,
+                &commits.coming(),
+                10_000,
+                29_600,
+                state_moves,
+            )
+            .unwrap()
+        };
+        commits.expect(id(0));
+        assert_eq!(oldest(true), Some(9_000));
+        // Nothing is known of a partition that has only just begun to be read.
+        commits.expect(id(2));
+        assert_eq!(oldest(true), None);
+        commits.forget(id(2));
+        commits.forget(id(0));
+        assert_eq!(oldest(true), Some(20_000), "now it has left");
         assert_eq!(store.load(id(0)).unwrap().position, None);
     }
 }

@@ -61,7 +61,6 @@ const LAYERS: &[(&str, &[&str])] = &[
             "recovery",
             "rebuild",
             "sweep",
-            "trim",
         ],
     ),
     (
@@ -73,6 +72,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "store::conformance",
             "store::memory",
             "store::rocks",
+            "trim",
         ],
     ),
     (

@@ -254,14 +254,6 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
-    /// A changelog was trimmed by its last owner while it was read. hapax reads it anew.
-    #[error("changelog {topic}[{partition}] was trimmed while it was read")]
-    ChangelogTrimmed {
-        /// The changelog.
-        topic: String,
-        /// The partition.
-        partition: i32,
-    },
     /// The window of a cold partition cannot be read back from its topic. Nothing is served without it: the consumer
     /// stops. See the reason.
     #[error("{topic}[{partition}] is cold, and its window cannot be read back: {why}")]
@@ -272,6 +264,14 @@ pub enum Error {
         partition: i32,
         /// What is wrong.
         why: String,
+    },
+    /// A changelog was trimmed by its last owner while it was read. hapax reads it anew.
+    #[error("changelog {topic}[{partition}] was trimmed while it was read")]
+    ChangelogTrimmed {
+        /// The changelog.
+        topic: String,
+        /// The partition.
+        partition: i32,
     },
     /// The client failed for good. hapax stopped with everything recorded; start it again.
     #[error("kafka client failed: {0}")]

@@ -111,6 +111,7 @@ fn read(store: &MemoryStore, extents: &Extents, log: &Log) {
         ("orders", "g.orders.hapax"),
         Owner::of("g", "orders"),
         (log.low, log.next),
+        1,
     )
     .unwrap();
     for (at, frame) in log.frames.iter().filter(|(at, _)| *at >= from) {

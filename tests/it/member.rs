@@ -311,7 +311,10 @@ pub(crate) fn committed(brokers: &str, group: &str, topic: &str) -> BTreeMap<i32
     for partition in ends(brokers, topic).into_keys() {
         asked.add_partition(topic, partition);
     }
-    let answer = reader.committed_offsets(asked, SOON).unwrap();
+    // Just started, the broker may not have found who answers for the group.
+    let answer = kafka::eventually("committed offsets", SOON, || {
+        reader.committed_offsets(asked.clone(), SOON).ok()
+    });
     answer
         .elements()
         .iter()

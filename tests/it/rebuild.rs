@@ -26,6 +26,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
+use crate::cli::{Said, hapax};
 use crate::kafka::{self, Broker};
 use crate::member::{self, Effects, Member, Message};
 
@@ -79,6 +80,27 @@ impl Fleet {
 
     fn caught_up(&self) {
         member::await_caught_up(&self.brokers, &self.topic, &self.topic);
+    }
+
+    /// What `hapax check` says where no state directory is yet.
+    fn check(&self) -> Said {
+        self.check_in(Path::new("no-such-state"))
+    }
+
+    fn check_in(&self, state: &Path) -> Said {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hapax.toml");
+        let text = format!(
+            "group = \"{0}\"\nbrokers = \"{1}\"\nstate_dir = \"{2}\"\ndurability = \"{3}\"\ncold = \"{4}\"\n\
+             admin.listen = \"off\"\n[topics.{0}]\nclass = \"non-idempotent\"\nwindow = \"1h\"\n",
+            self.topic,
+            self.brokers,
+            state.display(),
+            self.durability,
+            self.cold,
+        );
+        std::fs::write(&file, text).unwrap();
+        hapax(&["check", "--config", file.to_str().unwrap()])
     }
 
     /// What a client without hapax does: it has handled everything that is there, and says so.
@@ -136,6 +158,13 @@ async fn an_existing_group_is_adopted(durability: Durability) {
         }])
         .await;
     fleet.commit_as_a_stranger();
+    // Of 333 messages the 20 old ones are not read: 10 in each partition.
+    let counted = "2 partitions of topic";
+    fleet
+        .check()
+        .ended(0)
+        .says(counted)
+        .says("at most 313 messages: [0] 157 (10..167), [1] 156 (10..166)");
 
     let again = ["old", "recent", "late", "last", "fresh"];
     for (kind, count) in again.into_iter().zip([20, 300, 10, 2, 7]) {
@@ -161,6 +190,7 @@ async fn an_existing_group_is_adopted(durability: Durability) {
         cold: Cold::Refuse,
         ..fleet
     };
+    refusing.check_in(dir.path()).ended(0).says("cold: no partition");
     refusing.send(of("recent", 300, now)).await;
     let another = tempfile::tempdir().unwrap();
     let dir = match durability {

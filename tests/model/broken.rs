@@ -4,7 +4,9 @@
 //! other that breaks the invariant; `--nocapture` prints all of it. Three rules turn out to be second lines: without
 //! one of them nothing falls as long as the first line stands, and the tests show both halves of that.
 
-use crate::check::{keeps_everything, shortest, told};
+use std::collections::BTreeSet;
+
+use crate::check::{fallen, keeps_everything, shortest, told};
 use crate::properties::{DECIDED, ENDS, FENCES, IN_DOUBT, ONE_EFFECT, ONE_OUTCOME, SUPPRESSED};
 use crate::protocol::Action::{self, *};
 use crate::rules::Rules;
@@ -198,6 +200,12 @@ fn fence_before_handler() {
         FENCES,
         &[Start(1, 0), Freeze(1), Expel(1), Assign(0), Start(0, 0)],
     );
+    // And nothing else falls: what guards the records is the generation in every transaction. Where a handler is begun,
+    // its fence is durable with the begin, and even this does not fall.
+    let idempotent = self::world("no fence first, idempotent", AB, Idempotent, THREE_OWNERS);
+    assert_eq!(fallen(idempotent, rules), BTreeSet::from([FENCES]));
+    let begun = self::world("no fence first, not idempotent", AB, NonIdempotent, THREE_OWNERS);
+    assert_eq!(fallen(begun, rules), BTreeSet::new());
 }
 
 /// Schedule 3: an open transaction of a dead peer hides what the second owner recorded from the third.

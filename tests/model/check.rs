@@ -9,6 +9,9 @@ use crate::protocol::{Action, Protocol};
 use crate::rules::Rules;
 use crate::world::World;
 
+/// How the name of a property begins that says what has to be reachable.
+const SEEN: &str = "seen:";
+
 /// Walks through every state of the world. Panics with the way to a state that breaks an invariant, and where something
 /// that had to be seen was not.
 pub(crate) fn keeps_everything(world: World, rules: Rules) {
@@ -18,7 +21,7 @@ pub(crate) fn keeps_everything(world: World, rules: Rules) {
     let properties = checker.model().properties();
     let (sights, invariants): (Vec<_>, Vec<_>) = properties
         .iter()
-        .partition(|property| property.name.starts_with("seen:"));
+        .partition(|property| property.name.starts_with(SEEN));
     for invariant in invariants {
         if found.contains_key(invariant.name) {
             let story = shortest(world, rules, invariant.name).unwrap_or_default();
@@ -33,6 +36,13 @@ pub(crate) fn keeps_everything(world: World, rules: Rules) {
         checker.unique_state_count(),
         checker.state_count()
     );
+}
+
+/// Every invariant that falls somewhere in the world.
+pub(crate) fn fallen(world: World, rules: Rules) -> BTreeSet<&'static str> {
+    let checker = Protocol { world, rules }.checker().spawn_bfs().join();
+    let found = checker.discoveries();
+    found.into_keys().filter(|name| !name.starts_with(SEEN)).collect()
 }
 
 /// The shortest way to a state that breaks this invariant.

@@ -19,7 +19,10 @@ pub(crate) const IN_DOUBT: &str = "Inv 3: a kill leaves no more in doubt than th
 pub(crate) const FENCES: &str = "Inv 5: no two assignments show the same fence";
 pub(crate) const ENDS: &str = "when nothing more can happen, everything is decided and committed";
 
-const ALWAYS: [(&str, fn(&Protocol, &State) -> bool); 7] = [
+/// Whether a state keeps an invariant.
+type Holds = fn(&Protocol, &State) -> bool;
+
+const ALWAYS: [(&str, Holds); 7] = [
     (DECIDED, |protocol, state| {
         decided_below_the_commit(&protocol.world, state)
     }),
@@ -109,7 +112,7 @@ impl Sight {
         }
     }
 
-    fn condition(self) -> fn(&Protocol, &State) -> bool {
+    fn condition(self) -> Holds {
         match self {
             Self::HeldAtTheEnd => |protocol, state| {
                 finished(protocol, state) && state.broker.truth(&protocol.world).of.contains(&Record::Held)

@@ -163,10 +163,19 @@ pub(crate) fn ask_group(settings: &Settings, cluster: &Cluster) -> Result<(), Er
             list.add_partition(topic, 0);
         }
     }
+    committed(settings, &consumer, &list).map(drop)
+}
+
+/// What the group of that client has committed. Blocks.
+pub(super) fn committed(
+    settings: &Settings,
+    consumer: &BaseConsumer,
+    list: &TopicPartitionList,
+) -> Result<TopicPartitionList, Error> {
     let deadline = clock::now() + ANSWER_MAX;
     loop {
         let error = match consumer.committed_offsets(list.clone(), ANSWER_MAX) {
-            Ok(_) => return Ok(()),
+            Ok(committed) => return Ok(committed),
             Err(error) => error,
         };
         // The first question about a group may come before the broker has found its coordinator.

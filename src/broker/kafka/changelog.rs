@@ -134,7 +134,7 @@ pub(super) fn read<E: From<Error>>(
             },
         }
     };
-    read_with(&config(settings), &failed, spans, stop, each)
+    read_with(&config(settings, spans.len()), &failed, spans, stop, each)
 }
 
 /// Reads with a client of that configuration; `failed` makes the error of a span that cannot be read.
@@ -252,7 +252,10 @@ pub(super) fn read_with<E: From<Error>>(
     Ok(true)
 }
 
-pub(super) fn config(settings: &Settings) -> rdkafka::ClientConfig {
+/// What a reading of so many partitions prefetches, all together.
+const PREFETCH_KIB: usize = 64 << 10;
+
+pub(super) fn config(settings: &Settings, spans: usize) -> rdkafka::ClientConfig {
     let mut config = super::producer::without_consumer_properties(settings);
     // Never joined: the client wants the name of a group before it takes an assignment, and this one we may read.
     config.set("group.id", &settings.group);
@@ -264,7 +267,9 @@ pub(super) fn config(settings: &Settings) -> rdkafka::ClientConfig {
     config.set("allow.auto.create.topics", "false");
     config.set("fetch.queue.backoff.ms", "10");
     config.set("fetch.wait.max.ms", "50");
-    config.set("queued.max.messages.kbytes", "32768");
-    config.set("fetch.message.max.bytes", "4194304");
+    // Each partition has a queue of its own, and this counts for each.
+    let kib = (PREFETCH_KIB / spans.max(1)).clamp(1_024, 32_768);
+    config.set("queued.max.messages.kbytes", kib.to_string());
+    config.set("fetch.message.max.bytes", (kib << 10).min(4 << 20).to_string());
     config
 }

@@ -67,21 +67,33 @@ pub(crate) struct PollThread {
     pub(super) has_restored: bool,
 }
 
+/// What it is made from.
+pub(crate) struct Parts {
+    pub(crate) settings: Arc<Settings>,
+    /// How many the topics have in all.
+    pub(crate) partitions: usize,
+    pub(crate) signal: Arc<Signal>,
+    pub(crate) pulse: Pulse,
+    pub(crate) reported: tokio::sync::watch::Sender<Unserved>,
+    pub(crate) replication: Option<Replication>,
+    pub(crate) rebuilding: Option<Rebuilding>,
+}
+
 impl PollThread {
-    /// Makes the consumer and subscribes. `partitions` is how many the topics have in all.
+    /// Makes the consumer and subscribes.
     ///
     /// # Errors
     /// Where the client refuses its configuration.
-    pub(crate) fn new(
-        settings: Arc<Settings>,
-        partitions: usize,
-        assignments: Assignments,
-        signal: Arc<Signal>,
-        pulse: Pulse,
-        reported: tokio::sync::watch::Sender<Unserved>,
-        replication: Option<Replication>,
-        rebuilding: Option<Rebuilding>,
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(parts: Parts, assignments: Assignments) -> Result<Self, Error> {
+        let Parts {
+            settings,
+            partitions,
+            signal,
+            pulse,
+            reported,
+            replication,
+            rebuilding,
+        } = parts;
         let (answer, answers) = mpsc::channel();
         let answered = Arc::clone(&signal);
         let refused = |error: KafkaError| broker::Error::Config(crate::error::chain(&error));
@@ -208,6 +220,7 @@ impl PollThread {
     fn lose_all(&mut self) {
         let ids = self.assignments.ids();
         self.assignments.end(&ids);
+        self.assignments.commits().coming().clear();
         self.queues.clear();
         self.uncommitted.clear();
         self.unserved.clear();

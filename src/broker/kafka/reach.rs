@@ -14,6 +14,7 @@ use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::changelog::{self, Read, Span, Unread};
 use super::{ANSWER_MAX, unreachable};
+use crate::assignments::Facts;
 use crate::broker::{self, CommitMark, Committed};
 use crate::clock;
 use crate::config::Settings;
@@ -32,9 +33,6 @@ const ASK_MAX: Duration = Duration::from_secs(120);
 
 /// A question that failed at once is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
-
-/// What all partitions of a reading may have fetched ahead.
-const PREFETCH_KIB: usize = 64 << 10;
 
 /// Where one partition's reading begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -202,27 +200,20 @@ pub(super) fn unreadable(span: &Span, what: Unread<'_>) -> broker::Error {
 
 /// As the consumer itself reads: what it was not shown was not done.
 pub(super) fn config(settings: &Settings, spans: usize) -> ClientConfig {
-    let mut config = changelog::config(settings);
+    let mut config = changelog::config(settings, spans);
     if let Some(isolation) = settings.kafka.get("isolation.level") {
         config.set("isolation.level", isolation);
     }
     // What has been deleted since the log's begin was asked for is no part of it.
     config.set("auto.offset.reset", "earliest");
-    // Each partition has a queue of its own, and both count for each.
-    let kib = (PREFETCH_KIB / spans.max(1)).clamp(256, 16_384);
-    config.set("queued.max.messages.kbytes", kib.to_string());
-    config.set("fetch.message.max.bytes", (kib << 10).min(1 << 20).to_string());
     config
 }
 
-/// What the group has committed of those partitions, `None` where nothing, and the ends of their logs.
+/// What the group has committed of those partitions, and the ends of their logs.
 ///
 /// # Errors
 /// Where the broker does not answer.
-pub(crate) fn committed(
-    settings: &Settings,
-    partitions: &[(String, i32)],
-) -> Result<Vec<(Option<Committed>, (i64, i64))>, Error> {
+pub(crate) fn committed(settings: &Settings, partitions: &[(String, i32)]) -> Result<Vec<Facts>, Error> {
     let consumer: BaseConsumer = config(settings, 1)
         .create()
         .map_err(|error| broker::Error::Config(crate::error::chain(&error)))?;
@@ -230,9 +221,7 @@ pub(crate) fn committed(
     for (topic, partition) in partitions {
         list.add_partition(topic, *partition);
     }
-    let answers = consumer
-        .committed_offsets(list, ANSWER_MAX)
-        .map_err(unreachable(settings, "asking for the group's committed offsets"))?;
+    let answers = super::admin::committed(settings, &consumer, &list)?;
     let mut found = Vec::with_capacity(partitions.len());
     for (topic, partition) in partitions {
         let element = answers.find_partition(topic, *partition);
@@ -243,10 +232,10 @@ pub(crate) fn committed(
             }),
             _ => None,
         });
-        let ends = consumer
+        let (low, high) = consumer
             .fetch_watermarks(topic, *partition, ANSWER_MAX)
             .map_err(unreachable(settings, "asking for the ends of a log"))?;
-        found.push((committed, ends));
+        found.push(Facts { committed, low, high });
     }
     Ok(found)
 }

@@ -87,6 +87,7 @@ impl PollThread {
             let Some(id) = self.assignments.id(&topic, partition) else {
                 continue;
             };
+            self.assignments.commits().expect(id);
             match self.take_up(id, &facts) {
                 Ok(start) => {
                     self.split(&topic, id)?;
@@ -96,6 +97,7 @@ impl PollThread {
                 }
                 Err(Error::Broker(refusal)) if refusal.is_refusal() => {
                     tracing::error!("{refusal}");
+                    self.assignments.commits().forget(id);
                     self.refused.push((topic, partition));
                 }
                 Err(error) => return Err(error),
@@ -159,6 +161,7 @@ impl PollThread {
     /// It is not served, and has to be given back to the client with the rest of the assignment.
     pub(super) fn refuse(&mut self, topic: &str, id: PartitionId) {
         self.queues.retain(|queue| queue.id != id);
+        self.assignments.commits().forget(id);
         self.unserved.push(id);
         self.report();
         tracing::debug!(topic, partition = id.partition, "not served");
@@ -289,6 +292,10 @@ impl PollThread {
             if !crate::crash::is_off("drain") {
                 self.drain(&ids, true)?;
             }
+        }
+        for id in &ids {
+            // Also what was on its way here and never served.
+            self.assignments.commits().forget(*id);
         }
         // The fence comes down before unassign: from there on another member may own the partition (Inv 5).
         if lost || !crate::crash::is_off("drain") {

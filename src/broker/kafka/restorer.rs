@@ -179,7 +179,8 @@ fn begin(
         let log = ends.of(&names.changelog, id.partition)?;
         let owner = Owner::of(&parts.settings.group, &names.input);
         let topic = (names.input.as_str(), names.changelog.as_str());
-        let (recovery, from) = Recovery::begin(&parts.store, &parts.extents, *id, topic, owner, log)?;
+        let (recovery, from) =
+            Recovery::begin(&parts.store, &parts.extents, *id, topic, owner, log, left.len())?;
         spans.push(Span {
             topic: names.changelog.clone(),
             partition: id.partition,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Report, count, visit};
-use crate::assignments::{Facts, Rules};
+use crate::assignments::Rules;
 use crate::broker::Error as BrokerError;
 use crate::broker::cluster::Cluster;
 use crate::broker::kafka::changelog::Ends;
@@ -83,7 +83,7 @@ fn find(settings: &Settings, cluster: &Cluster) -> Result<BTreeMap<String, Vec<F
     if asked.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let committed = reach::committed(settings, &asked)?;
+    let facts = reach::committed(settings, &asked)?;
     let known = match settings.durability {
         Durability::Local => of_the_store(settings, &asked)?,
         Durability::Replicated => Known {
@@ -98,10 +98,7 @@ fn find(settings: &Settings, cluster: &Cluster) -> Result<BTreeMap<String, Vec<F
         durability: settings.durability,
     };
     let mut parts = Vec::new();
-    for (((topic, partition), (committed, (low, high))), position) in
-        asked.into_iter().zip(committed).zip(known.positions)
-    {
-        let facts = Facts { committed, low, high };
+    for (((topic, partition), facts), position) in asked.into_iter().zip(facts).zip(known.positions) {
         let time_ms = facts
             .committed
             .as_ref()
@@ -115,7 +112,7 @@ fn find(settings: &Settings, cluster: &Cluster) -> Result<BTreeMap<String, Vec<F
             topic,
             partition,
             next: start.next,
-            low,
+            low: facts.low,
             time_ms,
         });
     }

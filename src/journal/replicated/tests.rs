@@ -43,6 +43,8 @@ struct Kafka {
     asked: Vec<&'static str>,
     log: Vec<(Session, u64, Vec<i32>)>,
     letters: usize,
+    /// The offset committed with each group's first partition, and the position that its first frame states.
+    points: Vec<(NextOffset, Option<NextOffset>)>,
     members: VecDeque<Result<(), String>>,
     /// Cleared while this process is asked who it is.
     lost_while_asked: Option<Gate>,
@@ -69,7 +71,10 @@ impl Script {
 
     fn write(&self, group: &Group) -> Ends {
         let mut kafka = self.kafka();
-        let (head, _) = frame::decode(&group.frames[0].1, group.frames[0].0).unwrap();
+        let (first, bytes) = &group.frames[0];
+        let (head, changes) = frame::decode(bytes, *first).unwrap();
+        let stated = changes.position.map(|position| position.commit_point);
+        kafka.points.push((group.points[first].next, stated));
         let partitions = group.points.keys().map(|id| id.partition).collect();
         kafka.log.push((head.session, head.number, partitions));
         kafka.letters += group.letters.len();
@@ -233,6 +238,30 @@ fn what_is_acknowledged_is_written_and_in_the_store() {
     assert_eq!((acks.state(), rig.known(0)), (Ok(1), (Some(11), Some(1))));
     assert_eq!((rig.script.log(), rig.script.kafka().letters), (vec![vec![0]], 1));
     assert_eq!(rig.end(), Vec::<String>::new());
+}
+
+/// Kafka refuses a rebuild of whoever has lost the partition by the offset in its transactions, which is the one that is
+/// committed already. Were it in the frames too, a rebuild that dies would leave a cold partition that reads as warm.
+#[test]
+fn a_group_of_a_rebuild_states_the_committed_offset_to_kafka_and_none_to_the_changelog() {
+    let rig = Rig::new(&Script::default(), LONG);
+    let mut changes = Changes::new(id(0));
+    changes.fence = Some(Fence(1));
+    let acks = Arc::new(Acks::default());
+    rig.journal.submit(Submission {
+        gate: Gate::mint(Fence(0)),
+        acks: Arc::clone(&acks),
+        number: 1,
+        changes,
+        letters: Vec::new(),
+        stands: Some(CommitPoint {
+            next: NextOffset(70),
+            time_ms: None,
+        }),
+    });
+    assert!(rig.journal.settle());
+    assert_eq!((acks.state(), rig.known(0)), (Ok(1), (None, Some(1))));
+    assert_eq!(rig.script.kafka().points, [(NextOffset(70), None)]);
 }
 
 /// Schedule 2: who this process is, then whether the assignments live, then the write. Lost in between, nothing of it is

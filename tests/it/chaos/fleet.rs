@@ -22,7 +22,7 @@ pub(crate) struct Life {
     pub(crate) killed: bool,
     /// It was frozen, or its network was bad, or a broker was away.
     pub(crate) disturbed: bool,
-    /// It could not reach its brokers for a while, or had a broken disk: it may end by itself.
+    /// It could not reach its brokers for a while: it may end by itself. A broken disk is no reason: it is a copy.
     pub(crate) may_fail: bool,
     /// What it says of its own accounts. `None` where it did not end in order.
     pub(crate) books: Option<Vec<Books>>,
@@ -112,7 +112,7 @@ impl<'a> Fleet<'a> {
         let life = Life {
             member,
             disturbed: cut_off,
-            may_fail: cut_off || slot.damaged,
+            may_fail: cut_off,
             ..Life::default()
         };
         self.lives.insert(number, life);
@@ -303,7 +303,7 @@ impl<'a> Fleet<'a> {
             }
             Ended::Badly(why) => {
                 life.failed = Some(why);
-                // What its operator does with a broken disk.
+                // The next one is to go on all the same: what is wrong has been noted.
                 if damaged {
                     self.slots[member].disk = Some(Disk::Delete);
                 }

@@ -148,6 +148,7 @@ pub(crate) fn run(settings: &Settings) -> Option<Outcome> {
     };
     if !outcome.violations.is_empty() && settings.broken.is_none() {
         dir.disable_cleanup(true);
+        judge::write_changelogs(&evidence, dir.path());
         println!("chaos: kept in {}", dir.path().display());
     }
     Some(outcome)

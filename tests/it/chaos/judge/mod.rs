@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::fleet::Life;
+use super::frame;
 use super::tail::Log;
 use super::terms::{Terms, WINDOW};
 use super::world::{self, Kind, Line, SENT_MS};
@@ -78,7 +79,7 @@ pub(crate) enum Rule {
     Accounts,
     /// A child token that is not the formula's.
     ChildToken,
-    /// A member ended by itself, with nothing done to its network or disk.
+    /// A member ended by itself, with nothing done to its network. A broken disk is no reason: it is a copy.
     Ended,
     /// Something did not come to its end.
     Stuck,
@@ -236,6 +237,21 @@ pub(crate) fn summary(evidence: &Evidence) -> String {
         );
     }
     text
+}
+
+/// The changelogs as text, for whoever looks for the cause: the cluster is gone by then.
+pub(crate) fn write_changelogs(evidence: &Evidence, dir: &std::path::Path) {
+    for of in &evidence.topics {
+        let lines = of
+            .changelog
+            .iter()
+            .map(|(place, bytes)| format!("{place:?} {:?}\n", frame::decode(bytes)));
+        std::fs::write(
+            dir.join(format!("changelog-{}", of.terms.name)),
+            lines.collect::<String>(),
+        )
+        .unwrap();
+    }
 }
 
 /// Judges.

@@ -1,7 +1,8 @@
-//! What a consumer has besides where its state moves with its partitions, or cold windows are read back.
+//! What the replicated mode and a rebuild are made of, put together.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use crate::broker::kafka::cutter::Cutter;
@@ -22,8 +23,20 @@ use crate::journal::replicated::{self, Replicated};
 use crate::store::Store;
 use crate::trim::{self, Trimmer};
 
-/// Frames stay well below what a topic takes by default, 1 MiB.
-const FRAME_BYTES_MAX: usize = 512 << 10;
+/// The threads of the journal, of either mode.
+pub(super) enum JournalThread {
+    Local(thread::JoinHandle<()>),
+    Replicated(replicated::Threads),
+}
+
+impl JournalThread {
+    pub(super) fn join(self) {
+        match self {
+            Self::Local(thread) => drop(thread.join()),
+            Self::Replicated(threads) => threads.join(),
+        }
+    }
+}
 
 /// The journal of the replicated mode, and what the poll thread needs for it.
 pub(super) fn replicate(
@@ -121,3 +134,6 @@ pub(super) fn rebuild(
     })?;
     Ok(Rebuilding::new(rebuilder, rebuilt))
 }
+
+/// Frames stay well below what a topic takes by default, 1 MiB.
+const FRAME_BYTES_MAX: usize = 512 << 10;

@@ -1,0 +1,170 @@
+//! Opening: the store, and what the cluster has to be for it and for these settings.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::broker::cluster::{Changelog, Cluster, Fit};
+use crate::broker::kafka;
+use crate::clock;
+use crate::config::{Durability, Settings};
+use crate::error::Error;
+use crate::store::rocks::RocksStore;
+use crate::store::{Store, TopicSpec};
+
+/// An open store that closes at the latest when this is dropped: a start that was refused, or whose future was dropped,
+/// must not count as one that was killed.
+pub(super) struct Unclosed(pub(super) Option<Arc<dyn Store>>);
+
+impl Unclosed {
+    fn new(store: impl Store) -> Self {
+        Self(Some(Arc::new(store)))
+    }
+
+    pub(super) fn close(mut self) -> Result<(), crate::store::Error> {
+        self.0.take().map_or(Ok(()), |store| store.close())
+    }
+}
+
+impl Drop for Unclosed {
+    fn drop(&mut self) {
+        if let Some(store) = self.0.take()
+            && let Err(error) = store.close()
+        {
+            tracing::warn!(why = %crate::error::chain(&error), "the store was not closed; the next start counts this one as killed");
+        }
+    }
+}
+
+/// The store, and how many partitions the topics have in all.
+pub(super) fn open(settings: &Settings) -> Result<(Unclosed, usize), Error> {
+    let specs: Vec<_> = settings
+        .topics
+        .iter()
+        .map(|(name, policy)| TopicSpec {
+            name: name.clone(),
+            window_ms: clock::millis(policy.window),
+        })
+        .collect();
+    let opened = || {
+        RocksStore::open(
+            &settings.state_dir,
+            &settings.group,
+            &specs,
+            settings.memory.0,
+            settings.durability,
+        )
+    };
+    let store = match opened() {
+        Err(crate::store::Error::Corrupt { path, what }) if settings.durability == Durability::Replicated => {
+            let aside = set_aside(&path)?;
+            tracing::error!(
+                %what, aside = %aside.display(),
+                "the local copy is corrupt; it was set aside, and all of it is read from the changelogs again"
+            );
+            opened()?
+        }
+        opened => opened?,
+    };
+    let claimed = claim(settings, &store);
+    let store = Unclosed::new(store);
+    claimed.map(|partitions| (store, partitions))
+}
+
+/// Moves a directory out of the way, beside where it was. One such copy is kept.
+fn set_aside(path: &Path) -> Result<PathBuf, Error> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".corrupt");
+    let aside = PathBuf::from(name);
+    let moved = match std::fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => std::fs::rename(path, &aside),
+    };
+    moved.map(|()| aside).map_err(|source| {
+        let path = path.to_owned();
+        crate::store::Error::Directory { path, source }.into()
+    })
+}
+
+/// What the cluster has to be for this store and these settings. Returns how many partitions the topics have in all.
+fn claim(settings: &Settings, store: &RocksStore) -> Result<usize, Error> {
+    let mut cluster = kafka::admin::ask(settings)?;
+    if let Some(id) = &cluster.id {
+        store.claim_cluster(id)?;
+    }
+    let mut all = 0;
+    for topic in settings.topics.keys() {
+        let partitions = cluster.partitions(topic)?;
+        all += usize::try_from(partitions).unwrap_or(0);
+        if let Some(known) = store.claim_partitions(topic, partitions)? {
+            tracing::warn!(
+                %topic, known, partitions,
+                "the topic has grown: a token may come back in another partition, where it is not known, for one window"
+            );
+        }
+    }
+    let missing = cluster.missing_letters(settings);
+    if settings.dead_letter.create && !missing.is_empty() {
+        for new in &missing {
+            kafka::admin::create(settings, new)?;
+            tracing::info!(topic = %new.name, partitions = new.partitions, "dead-letter topic created");
+        }
+        cluster = kafka::admin::ask(settings)?;
+    }
+    for topic in settings.topics.keys() {
+        if let Fit::Unproven(why) = cluster.letters(settings, topic)? {
+            tracing::warn!(%topic, %why, "not proven that every message fits into the dead-letter topic with hapax's headers");
+        }
+    }
+    if settings.durability == Durability::Replicated {
+        claim_changelogs(settings, cluster)?;
+    }
+    Ok(all)
+}
+
+/// Every topic has a changelog that keeps its states safe: one that is missing is created, one whose input has grown
+/// grows with it, and one that is something else is refused as it is.
+fn claim_changelogs(settings: &Settings, mut cluster: Cluster) -> Result<(), Error> {
+    let mut changed = false;
+    for topic in settings.topics.keys() {
+        match cluster.changelog(settings, topic)? {
+            Changelog::Kept(_) => {}
+            Changelog::Missing(new) => {
+                kafka::admin::create_changelog(settings, &new)?;
+                tracing::info!(topic = %new.name, partitions = new.partitions, "changelog topic created");
+                changed = true;
+            }
+            Changelog::Short { has, wanted } => {
+                kafka::admin::grow(settings, has, &wanted)?;
+                tracing::info!(topic = %wanted.name, has, partitions = wanted.partitions, "the input has grown, and its changelog with it");
+                changed = true;
+            }
+        }
+    }
+    // What another member made at the same time is judged like anybody's.
+    if changed {
+        cluster = kafka::admin::ask(settings)?;
+    }
+    for topic in settings.topics.keys() {
+        match cluster.changelog(settings, topic)? {
+            Changelog::Kept(kept) => {
+                let changelog = settings.changelog_of(topic);
+                if !kept.unproven.is_empty() {
+                    let unproven = kept.unproven.join("; ");
+                    tracing::warn!(%topic, %changelog, %unproven, "not proven that the changelog keeps its states: the broker does not tell what it does with them");
+                }
+                for why in kept.weak {
+                    tracing::warn!(%topic, %changelog, %why, "the changelog may lose states");
+                }
+            }
+            Changelog::Missing(wanted) => {
+                return Err(wanted.refused("it was made, and is gone again".to_owned()).into());
+            }
+            Changelog::Short { has, wanted } => {
+                return Err(wanted
+                    .not_grown(has, "they were added, and are gone again")
+                    .into());
+            }
+        }
+    }
+    Ok(())
+}
