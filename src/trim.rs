@@ -22,7 +22,6 @@ use crate::clock::{self, Instant};
 use crate::commits::Commits;
 use crate::fence::Gate;
 use crate::journal::extents::Extents;
-use crate::journal::replicated::Replicated;
 use crate::store::{PartitionId, TopicId};
 
 #[cfg(test)]
@@ -88,16 +87,22 @@ impl Drop for Trimmer {
 }
 
 impl Trimmer {
+    /// `rewrite` has what is open in a partition written again: how many bytes that was is told once it is committed.
+    ///
     /// # Errors
     /// Where the system gives no thread.
-    pub(crate) fn start(rules: Rules, journal: Replicated, mut cut: impl Cut) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        rules: Rules,
+        rewrite: impl Fn(PartitionId, Gate) -> mpsc::Receiver<u64> + Send + 'static,
+        mut cut: impl Cut,
+    ) -> std::io::Result<Self> {
         let (stop, stopped) = mpsc::channel::<()>();
         let thread = thread::Builder::new().name("hapax-trim".into()).spawn(move || {
             let mut trim = Trim::new(rules);
             let stops = || stopped.try_recv() == Err(mpsc::TryRecvError::Disconnected);
             while stopped.recv_timeout(trim.rest(clock::now())) == Err(mpsc::RecvTimeoutError::Timeout) {
                 let mut rewrite = |id, gate: &Gate| {
-                    let rewritten = journal.rewrite(id, gate.clone());
+                    let rewritten = rewrite(id, gate.clone());
                     loop {
                         match rewritten.recv_timeout(LOOK) {
                             Ok(bytes) => return Some(bytes),

@@ -91,7 +91,9 @@ pub(super) fn replicate(
         commits: commits.clone(),
     };
     let cutter = Cutter::new(Arc::clone(settings), topics.clone());
-    let trimmer = Trimmer::start(rules, journal.clone(), cutter).map_err(no_thread("trimming"))?;
+    let rewriting = journal.clone();
+    let rewrite = move |id, gate| rewriting.rewrite(id, gate);
+    let trimmer = Trimmer::start(rules, rewrite, cutter).map_err(no_thread("trimming"))?;
     let (tell, restored) = std::sync::mpsc::channel();
     let wake = Arc::clone(signal);
     let restorer = Restorer::start(

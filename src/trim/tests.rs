@@ -9,7 +9,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::fence::Fence;
 use crate::journal::frame::{Owner, Session};
-use crate::journal::replicated::{self, Ends, Failed, Group, Transactions};
+use crate::journal::replicated::{self, Ends, Failed, Group, Replicated, Transactions};
 use crate::journal::{Acks, Journal as _, Submission};
 use crate::ledger::CommitPoint;
 use crate::message::{Kept, NextOffset, Offset};
