@@ -26,7 +26,7 @@ use super::signal::Signal;
 use super::take::{BATCH_MESSAGES_MAX, Queue, Taken, take};
 use crate::assignments::Assignments;
 use crate::broker;
-use crate::clock;
+use crate::clock::{self, Instant};
 use crate::commits::Due;
 use crate::config::Settings;
 use crate::error::Error;
@@ -38,6 +38,9 @@ const REST: Duration = Duration::from_millis(10);
 
 /// How long tasks that were cancelled may take to close their books. One whose handler blocks its thread takes longer.
 const ENDING_MAX: Duration = Duration::from_secs(2);
+
+/// How long the client may take to give back what was lost, before the group is joined anew all the same.
+const JOIN_ANEW_MAX: Duration = Duration::from_secs(5);
 
 /// Closing a consumer can hang where Kafka is away: after this it is left behind.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
@@ -62,6 +65,8 @@ pub(crate) struct PollThread {
     /// Where cold partitions are to be rebuilt.
     pub(super) rebuilding: Option<Rebuilding>,
     pub(super) strays: Strays,
+    /// Everything was lost, and the group is to be joined anew; at the latest at that instant.
+    joins_anew: Option<Instant>,
     pub(super) reported: tokio::sync::watch::Sender<Unserved>,
     /// Whether everything that was assigned has been served once.
     pub(super) has_restored: bool,
@@ -125,6 +130,7 @@ impl PollThread {
             replication,
             rebuilding,
             strays: Strays::Unknown,
+            joins_anew: None,
             reported,
             has_restored: false,
         })
@@ -149,6 +155,7 @@ impl PollThread {
             while let Some(event) = self.consumer.context().next_event() {
                 self.apply(event)?;
             }
+            self.join_anew();
             self.commit_first();
             self.serve_restored()?;
             self.serve_rebuilt()?;
@@ -210,8 +217,20 @@ impl PollThread {
             "the group has given this member's partitions away: all are lost"
         );
         // Where the broker has not noticed, the partitions would stay assigned and unserved: join anew.
-        let topics: Vec<&str> = self.settings.topics.keys().map(String::as_str).collect();
         self.consumer.unsubscribe();
+        self.joins_anew = Some(clock::now() + JOIN_ANEW_MAX);
+    }
+
+    /// Subscribes again once the client has given back everything. Before that it would join with what it had, be given the
+    /// same by the group, and say nothing of it: those partitions would stay assigned and unserved.
+    fn join_anew(&mut self) {
+        let Some(deadline) = self.joins_anew else { return };
+        let is_empty = self.consumer.assignment().is_ok_and(|list| list.count() == 0);
+        if !is_empty && clock::now() < deadline {
+            return;
+        }
+        self.joins_anew = None;
+        let topics: Vec<&str> = self.settings.topics.keys().map(String::as_str).collect();
         if let Err(error) = self.consumer.subscribe(&topics) {
             tracing::error!(error = %crate::error::chain(&error), "subscribing again failed");
         }

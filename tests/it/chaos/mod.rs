@@ -290,7 +290,8 @@ fn report(outcome: &Outcome, again: &str) {
 #[test]
 fn a_fleet_keeps_the_promise() {
     let settings = Settings {
-        seed: seed(),
+        // One schedule, so that a change is what makes a difference; `make chaos` looks for others.
+        seed: number("CHAOS_SEED").unwrap_or(3),
         seconds: number("CHAOS_SECONDS").unwrap_or(15),
         brokers: 1,
         restarts_brokers: false,
