@@ -10,6 +10,7 @@ mod callbacks;
 pub(crate) mod changelog;
 mod committer;
 pub(crate) mod consumer;
+#[cfg(feature = "rocks")]
 pub(crate) mod cutter;
 #[cfg(feature = "cli")]
 pub(crate) mod demo;
