@@ -140,10 +140,10 @@ impl Drop for Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ByteCount;
+    use crate::config::{ByteCount, Durability};
 
     fn budget(change: impl FnOnce(&mut Limits)) -> Budget {
-        let mut limits = Limits::default();
+        let mut limits = Limits::of(Durability::Local);
         change(&mut limits);
         Budget::new(&limits, Waker::new(|| {}))
     }

@@ -361,6 +361,18 @@ mod tests {
         assert_eq!((retry.first, retry.max), (rest.first, rest.max));
     }
 
+    /// A transaction takes longer than a sync: more wait for it.
+    #[test]
+    fn what_is_in_flight_follows_from_the_durability_unless_it_is_stated() {
+        let in_flight = |lines: &str| settle(lines).unwrap().limits.in_flight;
+        assert_eq!(in_flight(""), 40_000);
+        assert_eq!(in_flight("durability = \"replicated\""), 80_000);
+        assert_eq!(
+            in_flight("durability = \"replicated\"\nlimits.in_flight = 40000"),
+            40_000
+        );
+    }
+
     #[test]
     fn a_problem_found_after_merging_still_names_its_line() {
         let error = settle("\n\n[limits]\nin_flight = 0").unwrap_err();

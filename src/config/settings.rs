@@ -118,7 +118,7 @@ impl Settings {
             commit_every: Duration::from_secs(1),
             memory: ByteCount::mib(256),
             max_clock_jump: Duration::from_secs(3_600),
-            limits: Limits::default(),
+            limits: Limits::of(durability),
             dead_letter: DeadLetter::default(),
             admin: Admin::default(),
             kafka: Properties::default(),
@@ -201,7 +201,8 @@ words! {
 pub struct Limits {
     /// Messages taken from the broker and not yet recorded.
     ///
-    /// Default: `40000`. Too small, and groups are small too: every write to the window costs more, a sixth of the rate
+    /// Default: `40000` in local mode, `80000` in replicated mode, where a transaction takes longer than a sync and more wait
+    /// for it. Too small, and groups are small too: every write to the window costs more, a sixth of the rate
     /// at 10,000; with 8 partitions of 16 slots each, below 128 some slots never fill. Too large, and a kill brings back
     /// that many messages. At the limit partitions are not polled until some are recorded. Metric:
     /// `hapax_ledger_gap_messages`.
@@ -239,10 +240,15 @@ pub struct Limits {
     pub outcome_bytes: ByteCount,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
+impl Limits {
+    /// The defaults in that mode.
+    #[must_use]
+    pub fn of(durability: Durability) -> Self {
         Self {
-            in_flight: 40_000,
+            in_flight: match durability {
+                Durability::Local => 40_000,
+                Durability::Replicated => 80_000,
+            },
             in_flight_bytes: ByteCount::mib(64),
             held: 100_000,
             held_bytes: ByteCount::gib(1),

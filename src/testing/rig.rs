@@ -123,7 +123,7 @@ impl Rig {
         Self {
             topic: topic.to_owned(),
             policy,
-            limits: Limits::default(),
+            limits: Limits::of(Durability::Local),
             cold: Cold::Refuse,
             rebuild_dies_after: None,
             max_clock_jump: Duration::from_secs(3_600),
