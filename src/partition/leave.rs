@@ -10,8 +10,10 @@ use hashbrown::HashMap;
 use super::work::{Holder, OpenId, Origin, Phase, Resting, RestingState, WorkId};
 use super::{Draining, Leaving, Partition};
 use crate::clock;
+use crate::message::Offset;
 use crate::outcome::{HeldFor, Open, Reason, Stage};
 use crate::store::Known;
+use crate::token::TokenKey;
 
 impl Partition {
     /// Asks for the held messages, if some are to leave and nobody has asked yet.
@@ -45,11 +47,12 @@ impl Partition {
     fn leave_moved(&mut self, known: &Known) {
         let point = *self.point_max.get_or_insert(self.ledger.commit_point());
         let commit_point = point.next;
+        let held = self.held_by_message();
         for open in &known.open {
-            let Some(found) = self.resting_held(open) else {
+            let Some(found) = message_of(open).and_then(|message| held.get(&message)) else {
                 continue;
             };
-            self.take_resting(found);
+            self.take_resting(*found);
             if open.offset.0 < commit_point.0 {
                 self.give_up_restored(open, Reason::Moved, MOVED.to_owned());
             } else if matches!(
@@ -75,39 +78,61 @@ impl Partition {
     }
 
     fn leave_too_old(&mut self, known: &Known) {
-        let mut first_of: HashMap<OpenId, WorkId> = HashMap::new();
-        let mut too_old = Vec::new();
-        for open in &known.open {
-            let Some(found) = self.resting_held(open) else {
-                continue;
-            };
-            if let Some(first) = first_of.get(&found).copied() {
-                let behind = self.take_resting(found).map(|resting| resting.behind);
-                if let Some(id) = self.revive(open, Phase::Behind) {
-                    self.wait_behind(id, first);
-                    first_of.extend(behind.unwrap_or_default().into_iter().map(|behind| (behind, id)));
-                }
-                continue;
+        let held = self.held_by_message();
+        let of: HashMap<OpenId, &Open> = known
+            .open
+            .iter()
+            .filter_map(|open| Some((*held.get(&message_of(open)?)?, open)))
+            .collect();
+        // In the order of their offsets.
+        let too_old: Vec<OpenId> = known
+            .open
+            .iter()
+            .filter_map(|open| held.get(&message_of(open)?).copied())
+            .filter(|id| {
+                self.resting
+                    .get(*id)
+                    .is_some_and(|resting| self.is_too_old(resting))
+            })
+            .collect();
+        let mut given_up = Vec::new();
+        for id in too_old {
+            // It may have followed another already.
+            if let Some((work, since_ms)) = self.follow(id, &of) {
+                given_up.push((work, since_ms));
             }
-            if !self
-                .resting
-                .get(found)
-                .is_some_and(|resting| self.is_too_old(resting))
-            {
-                continue;
-            }
-            let Some(resting) = self.take_resting(found) else {
-                continue;
-            };
-            let Some(id) = self.revive(open, Phase::Judging) else {
-                continue;
-            };
-            first_of.extend(resting.behind.iter().map(|behind| (*behind, id)));
-            too_old.push((id, resting.since_ms));
         }
-        for (id, since_ms) in too_old {
+        for (id, since_ms) in given_up {
             self.give_up(id, Reason::HeldTooLong, self.held_for_too_long(since_ms));
         }
+    }
+
+    /// Makes work of a record at rest, and of whatever is held behind it.
+    fn follow(&mut self, id: OpenId, of: &HashMap<OpenId, &Open>) -> Option<(WorkId, i64)> {
+        let mut follows = vec![(id, None)];
+        let mut work_of_first = None;
+        while let Some((id, first)) = follows.pop() {
+            let Some(open) = of.get(&id) else { continue };
+            let Some(resting) = self.take_resting(id) else {
+                continue;
+            };
+            let phase = first.map_or(Phase::Judging, |_| Phase::Behind);
+            let Some(work) = self.revive(open, phase) else {
+                continue;
+            };
+            if let Some(first) = first {
+                self.wait_behind(work, first);
+            }
+            work_of_first.get_or_insert((work, resting.since_ms));
+            follows.extend(
+                resting
+                    .behind
+                    .into_iter()
+                    .rev()
+                    .map(|behind| (behind, Some(work))),
+            );
+        }
+        work_of_first
     }
 
     /// What the dead letter says of a message that was held since then.
@@ -142,18 +167,11 @@ impl Partition {
         }
     }
 
-    /// The record at rest that is about that held message.
-    fn resting_held(&self, open: &Open) -> Option<OpenId> {
-        if !matches!(open.stage, Stage::Held { .. }) {
-            return None;
-        }
-        let of_message = |resting: &Resting| {
-            is_held(resting) && resting.offset == open.offset && resting.keys.as_slice() == open.keys
-        };
-        self.resting
-            .iter()
-            .find(|(_, resting)| of_message(resting))
-            .map(|(id, _)| id)
+    /// The held records at rest, by the message that they are about.
+    fn held_by_message(&self) -> HashMap<(TokenKey, Offset), OpenId> {
+        let held = self.resting.iter().filter(|(_, resting)| is_held(resting));
+        held.map(|(id, resting)| ((resting.keys.first(), resting.offset), id))
+            .collect()
     }
 
     /// Takes a record out of the resting ones, and its keys out of the index.
@@ -169,6 +187,14 @@ impl Partition {
 }
 
 const MOVED: &str = "held here when its partition went to another member";
+
+/// What a held record is about.
+fn message_of(open: &Open) -> Option<(TokenKey, Offset)> {
+    match open.stage {
+        Stage::Held { .. } => Some((*open.keys.first()?, open.offset)),
+        _ => None,
+    }
+}
 
 fn is_held(resting: &Resting) -> bool {
     matches!(resting.state, RestingState::Held(_))

@@ -14,65 +14,82 @@ impl Partition {
     /// held ones rest until a verdict or their age; a verdict given meanwhile is carried out; a letter that was not
     /// acknowledged is sent again.
     pub(super) fn restore(&mut self, known: Known, wall_ms: i64) {
-        let held_age_ms = clock::millis(self.wiring.limits.held_age);
-        // Ascending offsets: whoever is held behind a token comes after the record that holds it.
-        for open in known.open {
-            let too_old = wall_ms.saturating_sub(open.since_ms) >= held_age_ms;
-            match &open.stage {
-                Stage::Begun {
-                    not_applied,
-                    message: None,
-                } => {
-                    let state = RestingState::Begun {
-                        not_applied: *not_applied,
-                    };
-                    self.rest(&open, state);
+        let (mut behind, first): (Vec<_>, Vec<_>) = known.open.into_iter().partition(is_behind_its_token);
+        for open in &first {
+            self.take_up(open, wall_ms);
+        }
+        // Whoever is held behind a token comes after the record that holds it, which may have the higher offset: a
+        // message can be held that was passed over as a duplicate before. And so on, behind each of these.
+        loop {
+            let has_holder = |open: &Open| self.holder_of(open).is_some();
+            let (next, rest): (Vec<_>, Vec<_>) = behind.into_iter().partition(has_holder);
+            let is_last = next.is_empty();
+            for open in if is_last { &rest } else { &next } {
+                self.take_up(open, wall_ms);
+            }
+            if is_last {
+                return;
+            }
+            behind = rest;
+        }
+    }
+
+    fn take_up(&mut self, open: &Open, wall_ms: i64) {
+        let too_old = wall_ms.saturating_sub(open.since_ms) >= clock::millis(self.wiring.limits.held_age);
+        match &open.stage {
+            Stage::Begun {
+                not_applied,
+                message: None,
+            } => {
+                let state = RestingState::Begun {
+                    not_applied: *not_applied,
+                };
+                self.rest(open, state);
+            }
+            Stage::Begun {
+                not_applied,
+                message: Some(_),
+            } => {
+                // It was held, an operator said run, and the process died while it ran: in doubt, like any other.
+                self.count_restored(open);
+                let not_applied = *not_applied;
+                let Some(id) = self.revive(open, Phase::Ready) else {
+                    return;
+                };
+                if let Some(work) = self.works.get_mut(id) {
+                    work.may_have_applied = !not_applied;
+                    work.in_doubt = !not_applied;
                 }
-                Stage::Begun {
-                    not_applied,
-                    message: Some(_),
-                } => {
-                    // It was held, an operator said run, and the process died while it ran: in doubt, like any other.
-                    self.count_restored(&open);
-                    let not_applied = *not_applied;
-                    let Some(id) = self.revive(&open, Phase::Ready) else {
-                        continue;
-                    };
-                    if let Some(work) = self.works.get_mut(id) {
-                        work.may_have_applied = !not_applied;
-                        work.in_doubt = !not_applied;
+                self.ready.push_back(id);
+            }
+            Stage::Held { why, verdict, .. } => {
+                self.count_restored(open);
+                let why = *why;
+                match verdict {
+                    // Not beside whoever has its token open, but after it.
+                    Some(Verdict::Run) if why == HeldFor::Token => self.rest_or_follow(open, why),
+                    Some(verdict) => self.carry_out(open, *verdict),
+                    None if too_old => {
+                        let error = self.held_for_too_long(open.since_ms);
+                        self.give_up_restored(open, Reason::HeldTooLong, error);
                     }
-                    self.ready.push_back(id);
+                    None => self.rest_or_follow(open, why),
                 }
-                Stage::Held { why, verdict, .. } => {
-                    self.count_restored(&open);
-                    let why = *why;
-                    match verdict {
-                        // Not beside whoever has its token open, but after it.
-                        Some(Verdict::Run) if why == HeldFor::Token => self.rest_or_follow(&open, why),
-                        Some(verdict) => self.carry_out(&open, *verdict),
-                        None if too_old => {
-                            let error = self.held_for_too_long(open.since_ms);
-                            self.give_up_restored(&open, Reason::HeldTooLong, error);
-                        }
-                        None => self.rest_or_follow(&open, why),
-                    }
+            }
+            Stage::Settling { end, error, .. } => {
+                self.count_restored(open);
+                let (end, error) = (end.clone(), error.clone());
+                let Some(id) = self.revive(open, Phase::Settling) else {
+                    return;
+                };
+                if let Some(work) = self.works.get_mut(id) {
+                    work.ending = Some(Box::new(Ending {
+                        end,
+                        error,
+                        failed_sends: 0,
+                    }));
                 }
-                Stage::Settling { end, error, .. } => {
-                    self.count_restored(&open);
-                    let (end, error) = (end.clone(), error.clone());
-                    let Some(id) = self.revive(&open, Phase::Settling) else {
-                        continue;
-                    };
-                    if let Some(work) = self.works.get_mut(id) {
-                        work.ending = Some(Box::new(Ending {
-                            end,
-                            error,
-                            failed_sends: 0,
-                        }));
-                    }
-                    self.send_letter(id);
-                }
+                self.send_letter(id);
             }
         }
     }
@@ -84,8 +101,7 @@ impl Partition {
 
     /// Held behind a token whose own record is being carried out: it follows as work, to be judged by the outcome.
     fn rest_or_follow(&mut self, open: &Open, why: HeldFor) {
-        let holder = open.keys.iter().find_map(|key| self.index.get(key).copied());
-        match holder {
+        match self.holder_of(open) {
             Some(Holder::Work(first)) => {
                 let Some(id) = self.revive(open, Phase::Behind) else {
                     return;
@@ -112,6 +128,10 @@ impl Partition {
             }
             None => self.rest(open, RestingState::Held(why)),
         }
+    }
+
+    fn holder_of(&self, open: &Open) -> Option<Holder> {
+        open.keys.iter().find_map(|key| self.index.get(key).copied())
     }
 
     fn rest(&mut self, open: &Open, state: RestingState) {
@@ -213,6 +233,16 @@ impl Partition {
         }
         Some(id)
     }
+}
+
+fn is_behind_its_token(open: &Open) -> bool {
+    matches!(
+        open.stage,
+        Stage::Held {
+            why: HeldFor::Token,
+            ..
+        }
+    )
 }
 
 fn resting_of(open: &Open, state: RestingState) -> Resting {

@@ -100,3 +100,82 @@ fn whoever_waited_behind_a_failure_is_judged_again() {
         assert_eq!((rig.account(Account::Failed), rig.account(Account::Done)), (1, 1));
     });
 }
+
+/// 3 is a duplicate of 1, which has left its window, and not yet the commit point. That moves past 1, so 4 runs; it is in
+/// doubt when the process dies. 3 comes again, and is held behind 4.
+async fn held_behind_a_later_one(script: &Script) -> Rig {
+    let mut rig = rig_with(Class::NonIdempotent, script, |policy| {
+        policy.concurrency = Concurrency::unordered(4);
+        policy.deadline = Duration::from_secs(3_600);
+    });
+    rig.max_clock_jump = Duration::from_secs(5 * 3_600);
+    rig.limits.held_age = Duration::from_secs(60);
+    let late_ms = 2 * HOUR_MS;
+    for message in [
+        message("slow"),
+        message("a"),
+        message("endless"),
+        stamped("a", late_ms),
+    ] {
+        rig.send(0, message);
+    }
+    rig.start().await.unwrap();
+    rig.run_for(Duration::from_millis(400)).await;
+    assert_eq!(rig.committed_offset(0), Some(NextOffset(2)));
+    rig.send(0, stamped("a", late_ms));
+    rig.run_for(Duration::from_millis(100)).await;
+    assert_eq!(script.offsets(), [0, 1, 2, 4]);
+    rig.crash();
+    rig.start().await.unwrap();
+    rig.run_for(A_WHILE).await;
+    assert_eq!((script.offsets().len(), open_offsets(&rig)), (4, vec![2, 3, 4]));
+    rig
+}
+
+fn held_behind_a_later_one_script() -> Script {
+    Script::new(|offset, _| match offset {
+        0 => after(Duration::from_millis(100)),
+        1 => ok(),
+        2 => never(),
+        _ => who_knows(),
+    })
+}
+
+/// Found by the chaos campaign: 3 was judged before the record that it waits for was there, and what is in doubt was gone.
+#[test]
+fn whoever_is_held_behind_a_later_one_waits_for_it_after_a_restart_too() {
+    paused(async {
+        let script = held_behind_a_later_one_script();
+        let mut rig = held_behind_a_later_one(&script).await;
+        rig.stop().await;
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!((script.offsets().len(), open_offsets(&rig)), (4, vec![2, 3, 4]));
+        rig.stop().await;
+        resolve(&mut rig, 4, Verdict::Done);
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!((script.offsets().len(), open_offsets(&rig)), (4, vec![2]));
+        assert_eq!(
+            (rig.account(Account::Done), rig.account(Account::Duplicate)),
+            (1, 1)
+        );
+    });
+}
+
+#[test]
+fn whoever_is_held_behind_a_later_one_is_judged_when_that_is_too_old() {
+    paused(async {
+        let script = held_behind_a_later_one_script();
+        let mut rig = held_behind_a_later_one(&script).await;
+        rig.run_for(2 * rig.limits.held_age).await;
+        assert_eq!(open_offsets(&rig), [0i64; 0]);
+        let reasons = ["2", "4"].map(|offset| (offset.to_owned(), "held-too-long".to_owned()));
+        assert_eq!(
+            rig.letterbox.reasons(),
+            reasons,
+            "3 is a duplicate of what was given up"
+        );
+        assert_eq!((script.offsets().len(), rig.books().remainder()), (4, 0));
+    });
+}

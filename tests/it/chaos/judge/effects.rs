@@ -89,20 +89,28 @@ fn child_tokens(part: &Part<'_>, findings: &mut Findings) {
 
 /// Of several messages of a token only one runs in a window, unless those before it were given up and the class runs
 /// the next.
+///
+/// Or the later one ran first, under an earlier fence: the earlier one was a duplicate then, of an outcome that had left
+/// its window and not yet the commit point, and nothing of either was recorded. A class that is begun knows that the later
+/// one has started; any other runs the earlier one.
 fn one_message_runs(part: &Part<'_>, findings: &mut Findings) {
-    let mut ran: BTreeMap<Key, Vec<i64>> = BTreeMap::new();
+    let is_begun = part.of.terms.class != Class::Idempotent;
+    // The fences of each one's first and last attempt.
+    let mut ran: BTreeMap<Key, BTreeMap<i64, (u64, u64)>> = BTreeMap::new();
     for line in part.lines.iter().filter(|line| line.kind == Kind::Begin) {
         if let Some([token, _]) = part.names.get(&line.offset) {
-            ran.entry(*token).or_default().push(line.offset);
+            let fences = ran.entry(*token).or_default().entry(line.offset);
+            let (first, last) = fences.or_insert((line.fence, line.fence));
+            (*first, *last) = ((*first).min(line.fence), (*last).max(line.fence));
         }
     }
-    for mut offsets in ran.into_values() {
-        offsets.sort_unstable();
-        offsets.dedup();
+    for fences in ran.into_values() {
+        let offsets: Vec<i64> = fences.keys().copied().collect();
         for pair in offsets.windows(2) {
-            let given_up = part.of.terms.class == Class::Idempotent && part.letters.contains_key(&pair[0]);
+            let given_up = part.letters.contains_key(&pair[0]);
+            let in_turn = fences[&pair[1]].1 >= fences[&pair[0]].0;
             // First seen then, or later.
-            if !given_up && part.is_within_window(part.times[&pair[0]], pair[1]) {
+            if (is_begun || (in_turn && !given_up)) && part.is_within_window(part.times[&pair[0]], pair[1]) {
                 let what = format!("{} and {} of one token both ran", pair[0], pair[1]);
                 findings.add(Rule::DuplicateRan, what);
             }
