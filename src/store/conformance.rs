@@ -93,6 +93,7 @@ pub fn every_claim<M: Medium>(mut medium: impl FnMut() -> M) {
     logged::a_partition_is_cleared_whole_and_alone(medium());
     logged::a_clear_is_undone_whole_or_not_at_all(medium());
     logged::a_forgotten_position_takes_the_changelog_along(medium());
+    logged::nothing_follows_a_copy_that_was_cleared(medium());
     logged::a_logged_topic_without_a_number_is_refused_before_anything_is_written(medium());
 }
 

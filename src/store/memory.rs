@@ -191,15 +191,17 @@ impl MemoryStore {
         &self,
         what: &'static str,
         group: &[Changes],
-        logged: Option<&[(PartitionId, i64)]>,
+        logged: Option<(&[(PartitionId, i64)], Copies)>,
     ) -> Result<(), Error> {
+        let (is_logged, copies) = (logged.is_some(), logged.map(|(_, copies)| copies));
+        let logged = logged.map_or(&[][..], |(logged, _)| logged);
         let mut memory = self.writable(what)?;
         // All of them are asked for before anything is written: together or not at all.
         let windows = group
             .iter()
             .map(|changes| memory.window_ms(changes.partition.topic))
             .collect::<Result<Vec<_>, _>>()?;
-        for (partition, _) in logged.unwrap_or_default() {
+        for (partition, _) in logged {
             memory.window_ms(partition.topic)?;
         }
         let failing = match &mut memory.fault {
@@ -211,16 +213,28 @@ impl MemoryStore {
             }
         };
         if failing != Some(Fault::Lost) {
-            if logged.is_some() {
+            if is_logged {
                 memory.log();
             } else if !group.is_empty() {
                 memory.durable = None;
             }
+            let without_copy: Vec<PartitionId> = logged
+                .iter()
+                .map(|(partition, _)| *partition)
+                .filter(|partition| {
+                    copies == Some(Copies::Known) && !memory.state.changelog.contains_key(partition)
+                })
+                .collect();
             for (changes, window_ms) in group.iter().zip(windows) {
-                memory.state.apply(changes, window_ms);
+                if !without_copy.contains(&changes.partition) {
+                    memory.state.apply(changes, window_ms);
+                }
             }
-            let logged = logged.unwrap_or_default().iter().copied();
-            memory.state.changelog.extend(logged);
+            let logged = logged.iter().copied();
+            memory
+                .state
+                .changelog
+                .extend(logged.filter(|(partition, _)| !without_copy.contains(partition)));
         }
         match failing {
             None => Ok(()),
@@ -230,6 +244,13 @@ impl MemoryStore {
             }
         }
     }
+}
+
+/// Which copies of changelogs a write goes on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Copies {
+    Known,
+    Made,
 }
 
 fn io(what: &'static str, why: &str) -> Error {
@@ -424,7 +445,11 @@ impl Store for MemoryStore {
     }
 
     fn apply_logged(&self, group: &[Changes], logged: &[(PartitionId, i64)]) -> Result<(), Error> {
-        self.write("apply what is logged", group, Some(logged))
+        self.write("apply what is logged", group, Some((logged, Copies::Known)))
+    }
+
+    fn apply_restored(&self, group: &[Changes], logged: &[(PartitionId, i64)]) -> Result<(), Error> {
+        self.write("apply what is restored", group, Some((logged, Copies::Made)))
     }
 
     fn clear(&self, partition: PartitionId) -> Result<(), Error> {

@@ -281,6 +281,9 @@ pub trait Store: Send + Sync + 'static {
     /// Writes what a changelog has made durable already, with the changelog's next offset of each partition named.
     /// Visible at once to every later [`look_up`](Self::look_up), and not synced.
     ///
+    /// A partition of whose changelog the store has no copy is left out, with all of its changes: it was cleared, and what
+    /// follows does not make a copy whole. One begins with [`apply_restored`](Self::apply_restored).
+    ///
     /// After a crash the store is as it was after some earlier call, of all partitions the same: the changes and the
     /// changelog's offset always agree, and whoever reads on from that offset misses nothing. What
     /// [`apply`](Self::apply) or [`close`](Self::close) made durable takes all that was logged before along.
@@ -289,14 +292,13 @@ pub trait Store: Send + Sync + 'static {
     /// As [`apply`](Self::apply). Nothing is lost but a cache: the changelog has it all.
     fn apply_logged(&self, group: &[Changes], logged: &[(PartitionId, i64)]) -> Result<(), Error>;
 
-    /// The same of what is read back from a changelog, in large groups, before anybody looks anything up. After a crash
-    /// closed records alone may be ahead of the offset: they are read again, and the same.
+    /// The same of what is read back from a changelog, in large groups, before anybody looks anything up; it makes a copy
+    /// where there is none. After a crash closed records alone may be ahead of the offset: they are read again, and the
+    /// same.
     ///
     /// # Errors
     /// As [`apply_logged`](Self::apply_logged).
-    fn apply_restored(&self, group: &[Changes], logged: &[(PartitionId, i64)]) -> Result<(), Error> {
-        self.apply_logged(group, logged)
-    }
+    fn apply_restored(&self, group: &[Changes], logged: &[(PartitionId, i64)]) -> Result<(), Error>;
 
     /// Forgets everything of one partition: closed records in every bucket, open records, position, fence, and the
     /// changelog's offset. As durable as [`apply_logged`](Self::apply_logged): after a crash all of it may be there

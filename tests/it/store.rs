@@ -287,8 +287,14 @@ fn play(steps: Vec<Step>, mut disk: Disk) {
             }
             Step::Log(group, next) => {
                 let logged: Vec<_> = group.iter().map(|changes| (changes.partition, next)).collect();
-                on_disk.apply_logged(&group, &logged).unwrap();
-                in_memory.apply_logged(&group, &logged).unwrap();
+                // Into the copies that there are; each third makes those that there are not.
+                if next % 3 == 0 {
+                    on_disk.apply_restored(&group, &logged).unwrap();
+                    in_memory.apply_restored(&group, &logged).unwrap();
+                } else {
+                    on_disk.apply_logged(&group, &logged).unwrap();
+                    in_memory.apply_logged(&group, &logged).unwrap();
+                }
             }
             Step::Clear(partition) => {
                 on_disk.clear(partition).unwrap();

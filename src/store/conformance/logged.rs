@@ -23,6 +23,7 @@ pub fn what_is_logged_is_visible_at_once_and_survives_a_close(mut medium: impl M
         fence: Some(Fence(4)),
         ..Changes::new(at)
     };
+    store.apply_restored(&[], &[(at, 89)]).unwrap();
     store.apply_logged(&[changes], &[(at, 90)]).unwrap();
     store.apply_logged(&[], &[(at, i64::MAX)]).unwrap();
     let keys: Vec<TokenKey> = closed.iter().map(|(key, _)| *key).collect();
@@ -59,7 +60,7 @@ pub fn the_newest_bucket_of_a_partition_is_known(mut medium: impl Medium) {
     };
     assert_eq!(store.seen_until(at).unwrap(), None);
     let group = [close(at, 1, 1_010), close(at, 2, 1_190), close(other, 3, 5_000)];
-    store.apply_logged(&group, &[(at, 1), (other, 1)]).unwrap();
+    store.apply_restored(&group, &[(at, 1), (other, 1)]).unwrap();
     assert_eq!(store.seen_until(at).unwrap(), Some(1_200));
     assert_eq!(store.seen_until(other).unwrap(), Some(5_100));
     store.drop_buckets(at.topic, 1_200).unwrap();
@@ -86,7 +87,12 @@ fn log(store: &dyn Store, partitions: &[PartitionId], numbers: std::ops::RangeIn
         };
         let group: Vec<Changes> = partitions.iter().map(changes).collect();
         let logged: Vec<_> = partitions.iter().map(|at| (*at, i64::from(number))).collect();
-        store.apply_logged(&group, &logged).unwrap();
+        let has_copy = |at: &PartitionId| store.load(*at).unwrap().changelog.is_some();
+        if partitions.iter().all(has_copy) {
+            store.apply_logged(&group, &logged).unwrap();
+        } else {
+            store.apply_restored(&group, &logged).unwrap();
+        }
     }
 }
 
@@ -232,6 +238,38 @@ pub fn a_forgotten_position_takes_the_changelog_along(mut medium: impl Medium) {
     assert_eq!(store.load(at).unwrap(), known, "durable");
 }
 
+/// What was on its way when a copy was cleared would be taken for all of it: the part that follows is none.
+pub fn nothing_follows_a_copy_that_was_cleared(mut medium: impl Medium) {
+    let store = start(&mut medium, &["orders"]);
+    let [cleared, kept, new] = [0, 1, 2].map(|number| partition(&store, "orders", number));
+    log(&store, &[cleared, kept], 1..=3);
+    store.clear(cleared).unwrap();
+    let partitions = [cleared, kept, new];
+    let group = partitions.map(|at| Changes {
+        closed: vec![(key(4), done(4, 1_000))],
+        opened: vec![begun(4, 4)],
+        position: Some(position(4, Some(4))),
+        ..Changes::new(at)
+    });
+    store.apply_logged(&group, &partitions.map(|at| (at, 4))).unwrap();
+    let check = |store: &dyn Store| {
+        for at in [cleared, new] {
+            assert_eq!(store.load(at).unwrap(), Known::default(), "{at:?}");
+            assert_eq!(offsets(&find(store, at, 0, &[key(4)])), NOTHING, "{at:?}");
+        }
+        assert_eq!(store.load(kept).unwrap().changelog, Some(4));
+        assert_eq!(offsets(&find(store, kept, 0, &[key(4)])), [4]);
+    };
+    check(&store);
+    store.close().unwrap();
+    medium.kill(store);
+    let store = start(&mut medium, &["orders"]);
+    check(&store);
+    store.apply_restored(&[], &[(cleared, 5)]).unwrap();
+    store.apply_logged(&group[..1], &[(cleared, 6)]).unwrap();
+    assert_eq!(offsets(&find(&store, cleared, 0, &[key(4)])), [4]);
+}
+
 /// Neither in the group nor among the offsets.
 pub fn a_logged_topic_without_a_number_is_refused_before_anything_is_written(mut medium: impl Medium) {
     let store = start(&mut medium, &["orders"]);
@@ -254,6 +292,6 @@ pub fn a_logged_topic_without_a_number_is_refused_before_anything_is_written(mut
     }
     assert_eq!(offsets(&find(&store, at, 0, &[key(1)])), NOTHING);
     assert_eq!(store.load(at).unwrap(), Known::default());
-    store.apply_logged(&[closing(at)], &[(at, 1)]).unwrap();
+    store.apply_restored(&[closing(at)], &[(at, 1)]).unwrap();
     assert_eq!(offsets(&find(&store, at, 0, &[key(1)])), [1]);
 }

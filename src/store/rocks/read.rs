@@ -118,6 +118,14 @@ impl RocksStore {
         Ok(())
     }
 
+    /// Whether the store follows the partition's changelog.
+    pub(super) fn has_copy(&self, partition: PartitionId) -> Result<bool, Error> {
+        let meta = self.family(keys::META)?;
+        let found = self.db.get_pinned_cf(&meta, keys::changelog(partition));
+        let found = found.map_err(|error| self.damage("read `meta`", &error))?;
+        Ok(found.is_some())
+    }
+
     pub(super) fn load_partition(&self, partition: PartitionId) -> Result<Known, Error> {
         let meta = self.family(keys::META)?;
         let text = |key: String| match self.db.get_cf(&meta, &key) {

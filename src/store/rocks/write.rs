@@ -149,9 +149,35 @@ impl Writer {
         group: &[Changes],
         logged: &[(PartitionId, i64)],
     ) -> Result<(), Error> {
+        for changes in group {
+            store.window_ms(changes.partition.topic)?;
+        }
+        let mut without_copy = Vec::new();
         for (partition, _) in logged {
             store.window_ms(partition.topic)?;
+            if !store.has_copy(*partition)? {
+                without_copy.push(*partition);
+            }
         }
+        if without_copy.is_empty() {
+            return self.put_logged(store, group, logged);
+        }
+        tracing::warn!(
+            partitions = ?without_copy,
+            "the copies of their changelogs were cleared meanwhile; they are read anew where they are needed again"
+        );
+        let (mut group, mut logged) = (group.to_vec(), logged.to_vec());
+        group.retain(|changes| !without_copy.contains(&changes.partition));
+        logged.retain(|(partition, _)| !without_copy.contains(partition));
+        self.put_logged(store, &group, &logged)
+    }
+
+    fn put_logged(
+        &mut self,
+        store: &RocksStore,
+        group: &[Changes],
+        logged: &[(PartitionId, i64)],
+    ) -> Result<(), Error> {
         let mut batch = self.batch(store, group)?;
         let meta = store.family(keys::META)?;
         for (partition, next) in logged {
@@ -177,7 +203,7 @@ impl Writer {
             Durability::Local => Cow::Borrowed(group),
             Durability::Replicated => self.ingest(store, group)?,
         };
-        self.apply_logged(store, &group, logged)
+        self.put_logged(store, &group, logged)
     }
 
     fn batch(&mut self, store: &RocksStore, group: &[Changes]) -> Result<WriteBatch, Error> {
