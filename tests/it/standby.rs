@@ -16,6 +16,8 @@ use hapax::store::rocks::RocksStore;
 use hapax::store::{Hit, Known, PartitionId, Store as _};
 use hapax::token::TokenKey;
 use hapax::{Bytes, Consumer, Context, NonIdempotent, Topic, Window};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::client::DefaultClientContext;
 
 use crate::events;
 use crate::kafka::{self, eventually};
@@ -242,6 +244,35 @@ async fn taking_over_from_a_member_that_was_killed_costs_the_tail() {
     );
     let duplicates = member::total(&summary, Account::Duplicate);
     assert_eq!(duplicates, 2 * TOKENS as u64);
+}
+
+/// The input and its changelog may get partitions at any time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_the_changelog_has_got_is_copied_too() {
+    let Some(broker) = kafka::broker() else { return };
+    events::listen();
+    let topic = kafka::unique("stands-by-grown");
+    member::create_topic(broker, &topic, 1, &[]);
+    let fleet = Fleet::new(broker.bootstrap(), topic, Duration::from_secs(3_600));
+    let dir = tempfile::tempdir().unwrap();
+    let member = fleet.start(dir.path(), &Effects::default());
+    fleet.send(messages(1, 0..10, "first")).await;
+    fleet.caught_up();
+    let admin: AdminClient<DefaultClientContext> = broker.client().create().unwrap();
+    let changelog = fleet.changelog();
+    let grown = NewPartitions::new(&changelog, 2);
+    let made = admin
+        .create_partitions([&grown], &AdminOptions::new())
+        .await
+        .unwrap();
+    assert!(made.iter().all(Result::is_ok), "{made:?}");
+    eventually("a copy of the new one", SOON, || {
+        let at = fleet.said("a copy is at the end", "next");
+        at.contains_key(&1).then_some(())
+    });
+    let at = fleet.said("a copy is at the end", "next");
+    assert_eq!(at[&1], [0], "and nothing is in it");
+    member.stop().await;
 }
 
 // ---- Copies, and the owner's own.
