@@ -301,3 +301,40 @@ fn config(settings: &Settings, spans: usize) -> rdkafka::ClientConfig {
     config.set("fetch.message.max.bytes", (kib << 10).min(1 << 20).to_string());
     config
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Durability;
+    use crate::store::TopicSpec;
+    use crate::store::memory::MemoryStore;
+
+    /// Whoever stops a consumer whose brokers are away waits for no question of this thread's.
+    #[test]
+    fn it_ends_promptly_while_no_broker_answers() {
+        let spec = TopicSpec {
+            name: "orders".into(),
+            window_ms: 1_000,
+        };
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new("g", &[spec]));
+        let names = Names {
+            input: "orders".into(),
+            changelog: "g.orders.hapax".into(),
+        };
+        // Nobody listens at that port.
+        let settings = Settings::new("g", "127.0.0.1:1", "unused", Durability::Replicated);
+        let parts = Parts {
+            settings: Arc::new(settings),
+            store: Arc::clone(&store),
+            copies: Copies::new(true),
+            topics: BTreeMap::from([(TopicId(0), names)]),
+            signal: Arc::default(),
+        };
+        let thread = StandbyThread::start(parts).unwrap();
+        let since = clock::now();
+        drop(thread);
+        let took = clock::now().saturating_duration_since(since);
+        assert!(took < 5 * ANSWER_MAX, "{took:?}");
+        assert_eq!(Arc::strong_count(&store), 1, "and holds the store no more");
+    }
+}
