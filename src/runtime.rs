@@ -20,7 +20,8 @@ use crate::broker::kafka::properties::session_max;
 use crate::broker::kafka::signal::Signal;
 use crate::clock::{self, Clock};
 use crate::commits::Commits;
-use crate::config::{Cold, Durability, Settings};
+use crate::config::{Cold, Durability, Settings, Standby};
+use crate::copies::Copies;
 use crate::error::Error;
 use crate::journal::Journal;
 use crate::journal::local::Local;
@@ -31,9 +32,8 @@ use crate::pulse::{Pulse, Unserved};
 use crate::store::lookups::Lookups;
 use crate::sweep::Sweeper;
 use crate::token::Extractor;
-use crate::trim::Trimmer;
 use opening::{Unclosed, open};
-use replicating::{JournalThread, rebuild, replicate};
+use replicating::{Helpers, JournalThread, rebuild, replicate};
 
 mod opening;
 mod replicating;
@@ -149,7 +149,7 @@ impl Drop for Running {
 struct Ending {
     poll: thread::JoinHandle<()>,
     sweeper: Sweeper,
-    trimmer: Option<Trimmer>,
+    helpers: Option<Helpers>,
     journal: JournalThread,
     lookups: thread::JoinHandle<()>,
     store: Unclosed,
@@ -160,7 +160,7 @@ impl Ending {
     fn end(self) -> Result<(), crate::store::Error> {
         let _ = self.poll.join();
         drop(self.sweeper);
-        drop(self.trimmer);
+        drop(self.helpers);
         self.journal.join();
         let _ = self.lookups.join();
         self.store.close()
@@ -202,7 +202,8 @@ fn start(
         let _ = broken.send(Error::Journal(why));
     };
     let commits = Commits::default();
-    let (journal, journal_thread, replication, trimmer) = match settings.durability {
+    let copies = Copies::new(settings.standby == Standby::All);
+    let (journal, journal_thread, replication, helpers) = match settings.durability {
         Durability::Local => {
             let started = Local::start(Arc::clone(&store), broken);
             let (journal, thread) = started.map_err(no_thread("the journal"))?;
@@ -210,11 +211,11 @@ fn start(
             (journal, JournalThread::Local(thread), None, None)
         }
         Durability::Replicated => {
-            let made = replicate(settings, &store, &signal, &commits, broken)?;
-            let (journal, threads, replication, trimmer) = made;
+            let made = replicate(settings, &store, &signal, &commits, &copies, broken)?;
+            let (journal, threads, replication, helpers) = made;
             let journal: Arc<dyn Journal> = Arc::new(journal);
             let threads = JournalThread::Replicated(threads);
-            (journal, threads, Some(replication), Some(trimmer))
+            (journal, threads, Some(replication), Some(helpers))
         }
     };
     let rebuilding = match settings.cold {
@@ -246,8 +247,14 @@ fn start(
         .values()
         .map(|(id, wiring)| (*id, Arc::clone(wiring)))
         .collect();
-    let sweeper = Sweeper::start(Arc::clone(&store), wirings, commits.clone(), Clock::system())
-        .map_err(no_thread("the sweeper"))?;
+    let sweeper = Sweeper::start(
+        Arc::clone(&store),
+        wirings,
+        commits.clone(),
+        copies,
+        Clock::system(),
+    )
+    .map_err(no_thread("the sweeper"))?;
     let parts = Parts {
         topics,
         store,
@@ -283,7 +290,7 @@ fn start(
     let ending = Ending {
         poll: poll.map_err(no_thread("polling"))?,
         sweeper,
-        trimmer,
+        helpers,
         journal: journal_thread,
         lookups: lookups_thread,
         store: unclosed,

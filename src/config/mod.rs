@@ -30,7 +30,9 @@ pub use layer::{
     AdminLayer, DeadLetterLayer, Layer, LimitsLayer, Listen, MismatchLayer, RetryLayer, TopicLayer,
 };
 pub use resolve::resolve;
-pub use settings::{Admin, Cold, DeadLetter, Deleted, Durability, Limits, Properties, Settings, Start};
+pub use settings::{
+    Admin, Cold, DeadLetter, Deleted, Durability, Limits, Properties, Settings, Standby, Start,
+};
 pub use topic::{
     AfterFailure, Concurrency, Expired, Mismatch, MissingToken, Mode, OnMismatch, Retry, TokenSource,
     TopicPolicy,

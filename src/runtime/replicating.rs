@@ -12,10 +12,12 @@ use crate::broker::kafka::rebuilding::Rebuilding;
 use crate::broker::kafka::replication::Replication;
 use crate::broker::kafka::restorer::{self, Restorer};
 use crate::broker::kafka::signal::Signal;
+use crate::broker::kafka::standby::{self, StandbyThread};
 use crate::broker::kafka::transactions::{self, KafkaTransactions, Names};
 use crate::clock::{self, Clock};
 use crate::commits::Commits;
-use crate::config::Settings;
+use crate::config::{Settings, Standby};
+use crate::copies::Copies;
 use crate::error::Error;
 use crate::journal::extents::Extents;
 use crate::journal::frame::Owner;
@@ -44,8 +46,9 @@ pub(super) fn replicate(
     store: &Arc<dyn Store>,
     signal: &Arc<Signal>,
     commits: &Commits,
+    copies: &Copies,
     broken: impl Fn(String) + Send + Sync + 'static,
-) -> Result<(Replicated, replicated::Threads, Replication, Trimmer), Error> {
+) -> Result<(Replicated, replicated::Threads, Replication, Helpers), Error> {
     let no_thread = |what| move |source| Error::Thread { what, source };
     let mut topics = BTreeMap::new();
     let mut owners = BTreeMap::new();
@@ -102,7 +105,8 @@ pub(super) fn replicate(
             store: Arc::clone(store),
             journal: journal.clone(),
             extents,
-            topics,
+            copies: copies.clone(),
+            topics: topics.clone(),
         },
         move |one| {
             // Nobody listens any more where the consumer has stopped.
@@ -111,8 +115,28 @@ pub(super) fn replicate(
         },
     )
     .map_err(no_thread("restoring"))?;
-    let replication = Replication::new(member, restorer, restored);
-    Ok((journal, threads, replication, trimmer))
+    let replication = Replication::new(member, restorer, restored, copies.clone(), journal.clone());
+    let standby = match settings.standby {
+        Standby::None => None,
+        Standby::All => Some(StandbyThread::start(standby::Parts {
+            settings: Arc::clone(settings),
+            store: Arc::clone(store),
+            copies: copies.clone(),
+            topics,
+            signal: Arc::clone(signal),
+        })),
+    };
+    let helpers = Helpers {
+        _standby: standby.transpose().map_err(no_thread("keeping copies"))?,
+        _trimmer: trimmer,
+    };
+    Ok((journal, threads, replication, helpers))
+}
+
+/// Threads beside the journal, which end with this.
+pub(super) struct Helpers {
+    _standby: Option<StandbyThread>,
+    _trimmer: Trimmer,
 }
 
 /// What the poll thread needs to have cold windows read back.

@@ -253,7 +253,7 @@ pub trait Store: Send + Sync + 'static {
     /// An I/O error.
     fn seen_until(&self, partition: PartitionId) -> Result<Option<i64>, Error>;
 
-    /// Every partition with a position or an open record.
+    /// Every partition with a position, an offset of its changelog, or an open record.
     ///
     /// # Errors
     /// An I/O error.

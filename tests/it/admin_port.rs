@@ -223,9 +223,11 @@ fn free_address() -> SocketAddr {
     TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap()
 }
 
-/// Metrics of what a warm consumer in local mode does not do: restoring from a changelog, rebuilding from a topic.
+/// Metrics of what a warm consumer in local mode does not do: restoring from a changelog, rebuilding from a topic, standing
+/// by.
 fn is_elsewhere(name: &str) -> bool {
     name.starts_with("hapax_restor")
+        || name.starts_with("hapax_standby")
         || name.starts_with("hapax_rebuil")
         || name.starts_with("hapax_changelog")
 }

@@ -35,6 +35,7 @@ mod replicated;
 mod resolved;
 mod several_topics;
 mod smoke;
+mod standby;
 mod start;
 mod store;
 mod sync_order;

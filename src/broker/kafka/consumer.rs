@@ -248,6 +248,9 @@ impl PollThread {
             replication.member.leave();
         }
         self.rebuild_nothing();
+        if let Some(replication) = &self.replication {
+            replication.leave_all();
+        }
     }
 
     /// Serves callbacks. Messages do not come this way: their queues were split off before they were assigned.

@@ -25,6 +25,7 @@ pub(crate) mod rebuilding;
 pub(crate) mod replication;
 pub(crate) mod restorer;
 pub(crate) mod signal;
+pub(crate) mod standby;
 mod take;
 pub(crate) mod transactions;
 

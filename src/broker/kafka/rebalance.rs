@@ -87,6 +87,9 @@ impl PollThread {
             let Some(id) = self.assignments.id(&topic, partition) else {
                 continue;
             };
+            if let Some(replication) = &self.replication {
+                replication.take(id);
+            }
             self.assignments.commits().expect(id);
             match self.take_up(id, &facts) {
                 Ok(start) => {
@@ -300,6 +303,9 @@ impl PollThread {
         // The fence comes down before unassign: from there on another member may own the partition (Inv 5).
         if lost || !crate::crash::is_off("drain") {
             self.assignments.end(&ids);
+        }
+        if let Some(replication) = &self.replication {
+            replication.leave(&ids);
         }
         self.queues.retain(|queue| !ids.contains(&queue.id));
         let mut list = TopicPartitionList::new();

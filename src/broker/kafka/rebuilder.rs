@@ -209,6 +209,7 @@ impl Reading<'_> {
                 Ok(())
             }
             Read::End { span, .. } => self.end(span),
+            Read::Stands { .. } | Read::Rest => Ok(()),
         }
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use self::bound::Found;
 use super::error::Problem;
 use super::kafka;
-use super::settings::{Cold, Durability, Limits, Settings};
+use super::settings::{Cold, Durability, Limits, Settings, Standby};
 use super::units::{ByteCount, show_duration};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -114,6 +114,15 @@ fn process(settings: &Settings, found: &mut Found) {
             "every message of a quiet topic would have to be confirmed by another",
         )
         .most(CENTURY, "it would stop nothing");
+    let (why, fix) = (
+        "a copy of another's window is read from its changelog, which only the replicated mode has",
+        "remove it, or set durability = \"replicated\"",
+    );
+    found.key("standby", settings.standby.name()).when(
+        settings.standby == Standby::All && settings.durability == Durability::Local,
+        why,
+        fix,
+    );
 }
 
 fn limits(limits: &Limits, found: &mut Found) {

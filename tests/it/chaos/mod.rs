@@ -124,7 +124,7 @@ pub(crate) fn run(settings: &Settings) -> Option<Outcome> {
     let tail = Tail::start(&client, &changelogs, PARTITIONS);
     let window = settings.per_second as usize * WINDOW.as_secs() as usize;
     let messages = Messages::new(settings.seed, TOPICS.len(), PARTITIONS, window);
-    let mut fleet = Fleet::start(&cluster, dir.path(), &run, settings.broken);
+    let mut fleet = Fleet::start(&cluster, dir.path(), &run, settings.seed, settings.broken);
     let feed = Feed::start(&client, &run, messages, settings.per_second);
     suffer(&mut fleet, settings);
 
