@@ -41,11 +41,6 @@ impl Pulse {
         }))
     }
 
-    /// How long the process may stand still before its partitions count as lost.
-    pub(crate) fn session_max(&self) -> Duration {
-        self.0.session_max
-    }
-
     /// The poll thread turned. Returns how long that took since the last time.
     pub(crate) fn beat(&self, now: Instant) -> Duration {
         let now_ms = self.since_start(now);

@@ -33,7 +33,7 @@ use crate::sweep::Sweeper;
 use crate::token::Extractor;
 use crate::trim::Trimmer;
 use opening::{Unclosed, open};
-use replicating::{JournalThread, rebuild, replicate};
+use replicating::{JournalThread, arrive, rebuild, replicate};
 
 mod opening;
 mod replicating;
@@ -221,6 +221,7 @@ fn start(
         Cold::Rebuild => Some(rebuild(settings, &store, &signal)?),
         Cold::Refuse | Cold::Run => None,
     };
+    let arriving = arrive(settings, &store, &signal)?;
     let (lookups, lookups_thread) = Lookups::start(Arc::clone(&store)).map_err(no_thread("look-ups"))?;
     let letters: Arc<dyn Letters> = Arc::new(Producer::new(settings)?);
     let wake = Arc::clone(&signal);
@@ -272,6 +273,7 @@ fn start(
                 signal,
                 pulse,
                 reported,
+                arriving,
                 replication,
                 rebuilding,
             };

@@ -1,10 +1,13 @@
-//! What the replicated mode and a rebuild are made of, put together.
+//! What the replicated mode, a rebuild, and what comes before serving are made of, put together.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use crate::arrivals::Arrivals;
+use crate::broker::kafka::arriving::Arriving;
+use crate::broker::kafka::asker::Asker;
 use crate::broker::kafka::cutter::Cutter;
 use crate::broker::kafka::member::Member;
 use crate::broker::kafka::rebuilder::Rebuilder;
@@ -113,6 +116,25 @@ pub(super) fn replicate(
     .map_err(no_thread("restoring"))?;
     let replication = Replication::new(member, restorer, restored);
     Ok((journal, threads, replication, trimmer))
+}
+
+/// What the poll thread needs to have the broker asked about partitions that are assigned.
+pub(super) fn arrive(
+    settings: &Arc<Settings>,
+    store: &Arc<dyn Store>,
+    signal: &Arc<Signal>,
+) -> Result<Arriving, Error> {
+    let mut topics = BTreeMap::new();
+    for input in settings.topics.keys() {
+        topics.insert(store.topic(input)?, input.clone());
+    }
+    let wake = Arc::clone(signal);
+    let asker = Asker::new(Arc::clone(settings), topics)?;
+    let arrivals = Arrivals::start(asker, move || wake.raise());
+    arrivals.map(Arriving::new).map_err(|source| Error::Thread {
+        what: "asking about partitions",
+        source,
+    })
 }
 
 /// What the poll thread needs to have cold windows read back.

@@ -9,6 +9,7 @@
 )]
 
 mod admin_port;
+mod arrivals;
 mod bad_input;
 mod bad_store;
 mod changelog_topics;

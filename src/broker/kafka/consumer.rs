@@ -16,6 +16,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 
+use super::arriving::Arriving;
 use super::callbacks::{Answered, Callbacks};
 use super::committer::{Committer, Order};
 use super::properties::consumer_config;
@@ -56,6 +57,8 @@ pub(crate) struct PollThread {
     answers: mpsc::Receiver<Answered>,
     pub(super) queues: Vec<Queue>,
     next_queue: usize,
+    /// Assigned by the group, and nothing is known of them yet.
+    pub(super) arriving: Arriving,
     pub(super) uncommitted: Vec<First>,
     /// Assigned by the group and not to the client, because what they need is not there.
     pub(super) refused: Vec<(String, i32)>,
@@ -80,6 +83,7 @@ pub(crate) struct Parts {
     pub(crate) signal: Arc<Signal>,
     pub(crate) pulse: Pulse,
     pub(crate) reported: tokio::sync::watch::Sender<Unserved>,
+    pub(crate) arriving: Arriving,
     pub(crate) replication: Option<Replication>,
     pub(crate) rebuilding: Option<Rebuilding>,
 }
@@ -96,6 +100,7 @@ impl PollThread {
             signal,
             pulse,
             reported,
+            arriving,
             replication,
             rebuilding,
         } = parts;
@@ -124,6 +129,7 @@ impl PollThread {
             answers,
             queues: Vec::new(),
             next_queue: 0,
+            arriving,
             uncommitted: Vec::new(),
             refused: Vec::new(),
             unserved: Vec::new(),
@@ -156,6 +162,7 @@ impl PollThread {
                 self.apply(event)?;
             }
             self.join_anew();
+            self.serve_arrived()?;
             self.commit_first();
             self.serve_restored()?;
             self.serve_rebuilt()?;
@@ -178,7 +185,8 @@ impl PollThread {
 
     /// Partitions whose window is on its way.
     fn pending(&self) -> usize {
-        self.replication.as_ref().map_or(0, Replication::pending)
+        self.arriving.ids().len()
+            + self.replication.as_ref().map_or(0, Replication::pending)
             + self
                 .rebuilding
                 .as_ref()
@@ -241,6 +249,7 @@ impl PollThread {
         self.assignments.end(&ids);
         self.assignments.commits().coming().clear();
         self.queues.clear();
+        self.arriving.forget_all();
         self.uncommitted.clear();
         self.unserved.clear();
         if let Some(replication) = &mut self.replication {

@@ -14,12 +14,10 @@ use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::changelog::{self, Read, Span, Unread};
 use super::{ANSWER_MAX, unreachable};
-use crate::assignments::Facts;
-use crate::broker::{self, CommitMark, Committed};
+use crate::broker;
 use crate::clock;
 use crate::config::Settings;
 use crate::error::Error;
-use crate::message::NextOffset;
 use crate::rebuild::{Part, estimate};
 
 /// Messages before a commit point that say what time it is there.
@@ -207,35 +205,4 @@ pub(super) fn config(settings: &Settings, spans: usize) -> ClientConfig {
     // What has been deleted since the log's begin was asked for is no part of it.
     config.set("auto.offset.reset", "earliest");
     config
-}
-
-/// What the group has committed of those partitions, and the ends of their logs.
-///
-/// # Errors
-/// Where the broker does not answer.
-pub(crate) fn committed(settings: &Settings, partitions: &[(String, i32)]) -> Result<Vec<Facts>, Error> {
-    let consumer: BaseConsumer = config(settings, 1)
-        .create()
-        .map_err(|error| broker::Error::Config(crate::error::chain(&error)))?;
-    let mut list = TopicPartitionList::new();
-    for (topic, partition) in partitions {
-        list.add_partition(topic, *partition);
-    }
-    let answers = super::admin::committed(settings, &consumer, &list)?;
-    let mut found = Vec::with_capacity(partitions.len());
-    for (topic, partition) in partitions {
-        let element = answers.find_partition(topic, *partition);
-        let committed = element.and_then(|element| match element.offset() {
-            KafkaOffset::Offset(next) => Some(Committed {
-                next: NextOffset(next),
-                mark: CommitMark::from_metadata(element.metadata()),
-            }),
-            _ => None,
-        });
-        let (low, high) = consumer
-            .fetch_watermarks(topic, *partition, ANSWER_MAX)
-            .map_err(unreachable(settings, "asking for the ends of a log"))?;
-        found.push(Facts { committed, low, high });
-    }
-    Ok(found)
 }

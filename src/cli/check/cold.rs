@@ -7,7 +7,7 @@ use crate::assignments::Rules;
 use crate::broker::Error as BrokerError;
 use crate::broker::cluster::Cluster;
 use crate::broker::kafka::changelog::Ends;
-use crate::broker::kafka::reach;
+use crate::broker::kafka::{asker, reach};
 use crate::clock;
 use crate::config::{Cold, Durability, Settings};
 use crate::error::{Error, chain};
@@ -83,7 +83,7 @@ fn find(settings: &Settings, cluster: &Cluster) -> Result<BTreeMap<String, Vec<F
     if asked.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let facts = reach::committed(settings, &asked)?;
+    let facts = asker::committed(settings, &asked)?;
     let known = match settings.durability {
         Durability::Local => of_the_store(settings, &asked)?,
         Durability::Replicated => Known {
