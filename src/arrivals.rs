@@ -74,8 +74,10 @@ const PART: u32 = 4;
 const QUESTION_MIN: Duration = Duration::from_secs(1);
 const QUESTION_MAX: Duration = Duration::from_secs(10);
 
-/// A question that failed is followed by another after this.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// A question that failed is followed by another after a tenth of the time that has been waited already.
+const PAUSE_PART: u32 = 10;
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// How often it is said that something is waited for.
 const SAY_EVERY: Duration = Duration::from_secs(5);
@@ -257,13 +259,13 @@ impl<Q: Questions> Asking<Q> {
             self.said = Some(now);
             tracing::warn!(
                 why = %crate::error::chain(&error), partitions = self.pending.len() + asked.len(), ?waited,
-                "the broker does not say yet where partitions are to start: it is away, or the transaction of an earlier owner is \
-                 still open, until its timeout; they are asked for again, and the others are served"
+                "partitions that were assigned are not served yet; they are asked for again, and the others are served. A question \
+                 that times out: the broker is away, or an earlier owner's transaction is still open, until its own timeout"
             );
         }
         self.together = asked.len().div_ceil(2);
         self.pending.extend(asked);
-        thread::park_timeout(ASK_AGAIN);
+        thread::park_timeout((waited / PAUSE_PART).clamp(PAUSE_MIN, PAUSE_MAX));
         Vec::new()
     }
 }

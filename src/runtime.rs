@@ -32,7 +32,7 @@ use crate::store::lookups::Lookups;
 use crate::sweep::Sweeper;
 use crate::token::Extractor;
 use crate::trim::Trimmer;
-use opening::{Unclosed, open};
+use opening::{Counts, Growth, Opened, Unclosed, open};
 use replicating::{JournalThread, arrive, rebuild, replicate};
 
 mod opening;
@@ -71,7 +71,11 @@ pub(crate) async fn run(
         // Opening is not cancellable: on a blocking thread a dropped future leaves it to finish and close by itself.
         tokio::task::spawn_blocking(move || open(&settings))
     };
-    let (store, partitions) = opening
+    let Opened {
+        store,
+        counts,
+        growth,
+    } = opening
         .await
         .map_err(|error| Error::Internal(format!("opening the store: {error}")))??;
 
@@ -79,7 +83,8 @@ pub(crate) async fn run(
     let pulse = Pulse::new(clock::now(), session_max(&settings));
     readiness.feel(pulse.clone());
     let poll = Poll {
-        partitions,
+        counts,
+        growth,
         pulse,
         reported,
         failures,
@@ -171,8 +176,8 @@ type Polled = oneshot::Receiver<Result<Vec<Balance>, Error>>;
 
 /// What the poll thread starts with.
 struct Poll {
-    /// How many partitions the topics have in all.
-    partitions: usize,
+    counts: Counts,
+    growth: Growth,
     pulse: Pulse,
     reported: watch::Sender<Unserved>,
     /// Why the consumer has to stop, from whichever thread met it first.
@@ -190,11 +195,16 @@ fn start(
         return Err(Error::Internal("the store was closed before it was used".into()));
     };
     let Poll {
-        partitions,
+        counts,
+        growth,
         pulse,
         reported,
         failures,
     } = poll;
+    let partitions = counts
+        .values()
+        .map(|count| usize::try_from(*count).unwrap_or(0))
+        .sum();
     let no_thread = |what| move |source| Error::Thread { what, source };
     let signal = Arc::new(Signal::default());
     let broken = failures.clone();
@@ -221,7 +231,7 @@ fn start(
         Cold::Rebuild => Some(rebuild(settings, &store, &signal)?),
         Cold::Refuse | Cold::Run => None,
     };
-    let arriving = arrive(settings, &store, &signal)?;
+    let arriving = arrive(settings, &store, &signal, counts, growth)?;
     let (lookups, lookups_thread) = Lookups::start(Arc::clone(&store)).map_err(no_thread("look-ups"))?;
     let letters: Arc<dyn Letters> = Arc::new(Producer::new(settings)?);
     let wake = Arc::clone(&signal);

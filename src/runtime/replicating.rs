@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use super::opening::{Counts, Growth};
 use crate::arrivals::Arrivals;
 use crate::broker::kafka::arriving::Arriving;
-use crate::broker::kafka::asker::Asker;
+use crate::broker::kafka::asker::{self, Asker};
 use crate::broker::kafka::cutter::Cutter;
 use crate::broker::kafka::member::Member;
 use crate::broker::kafka::rebuilder::Rebuilder;
@@ -123,14 +124,21 @@ pub(super) fn arrive(
     settings: &Arc<Settings>,
     store: &Arc<dyn Store>,
     signal: &Arc<Signal>,
+    counts: Counts,
+    growth: Growth,
 ) -> Result<Arriving, Error> {
     let mut topics = BTreeMap::new();
     for input in settings.topics.keys() {
         topics.insert(store.topic(input)?, input.clone());
     }
     let wake = Arc::clone(signal);
-    let asker = Asker::new(Arc::clone(settings), topics)?;
-    let arrivals = Arrivals::start(asker, move || wake.raise());
+    let parts = asker::Parts {
+        settings: Arc::clone(settings),
+        topics,
+        counts,
+        grow: Box::new(move || growth.claim()),
+    };
+    let arrivals = Arrivals::start(Asker::new(parts)?, move || wake.raise());
     arrivals.map(Arriving::new).map_err(|source| Error::Thread {
         what: "asking about partitions",
         source,

@@ -26,37 +26,58 @@ use crate::store::{PartitionId, TopicId};
 const END_ASKED_MAX: usize = 20;
 const END_AGAIN: Duration = Duration::from_millis(100);
 
+/// What the asker works with.
+pub(crate) struct Parts {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) topics: BTreeMap<TopicId, String>,
+    /// How many partitions each topic had when that was last looked at.
+    pub(crate) counts: BTreeMap<String, i32>,
+    /// Looks again, and does whatever a topic that has grown needs before its new partitions can be served.
+    pub(crate) grow: Box<dyn Fn() -> Result<BTreeMap<String, i32>, Error> + Send>,
+}
+
 /// See the module.
 pub(crate) struct Asker {
-    settings: Arc<Settings>,
-    topics: BTreeMap<TopicId, String>,
+    parts: Parts,
     client: BaseConsumer,
 }
 
 impl Asker {
     /// # Errors
     /// Where the client refuses a property.
-    pub(crate) fn new(settings: Arc<Settings>, topics: BTreeMap<TopicId, String>) -> Result<Self, Error> {
+    pub(crate) fn new(parts: Parts) -> Result<Self, Error> {
         Ok(Self {
-            client: client(&settings)?,
-            settings,
-            topics,
+            client: client(&parts.settings)?,
+            parts,
         })
+    }
+
+    /// A partition that was not there when the topics were looked at: it has a changelog before it is served.
+    fn grow(&mut self, partitions: &[(String, i32)]) -> Result<(), Error> {
+        let counts = &self.parts.counts;
+        let is_new =
+            |(topic, partition): &(String, i32)| counts.get(topic).is_none_or(|count| partition >= count);
+        if partitions.iter().any(is_new) {
+            self.parts.counts = (self.parts.grow)()?;
+        }
+        Ok(())
     }
 }
 
 impl Questions for Asker {
     fn ask(&mut self, ids: &[PartitionId], at_most: Duration) -> Result<Vec<Facts>, Error> {
         let named = |id: &PartitionId| {
-            let topic = self.topics.get(&id.topic);
+            let topic = self.parts.topics.get(&id.topic);
             let topic =
                 topic.ok_or_else(|| Error::Internal(format!("partition of unknown topic {:?}", id.topic)));
             topic.map(|topic| (topic.clone(), id.partition))
         };
         let partitions = ids.iter().map(named).collect::<Result<Vec<_>, _>>()?;
+        self.grow(&partitions)?;
+        let settings = &self.parts.settings;
         let committed = self.client.committed_offsets(list(&partitions), at_most);
-        let committed = committed.map_err(unreachable(&self.settings, "asking for committed offsets"))?;
-        facts(&self.settings, &self.client, &partitions, &committed, at_most)
+        let committed = committed.map_err(unreachable(settings, "asking for committed offsets"))?;
+        facts(settings, &self.client, &partitions, &committed, at_most)
     }
 }
 
