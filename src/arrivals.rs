@@ -71,7 +71,7 @@ impl Wanted {
 /// One question takes a quarter of the time that has been waited already: a broker that is slow is given longer, and one
 /// partition without an answer does not keep the thread from others for long.
 const PART: u32 = 4;
-const QUESTION_MIN: Duration = Duration::from_secs(1);
+const QUESTION_MIN: Duration = Duration::from_millis(300);
 const QUESTION_MAX: Duration = Duration::from_secs(10);
 
 /// A question that failed is followed by another after a tenth of the time that has been waited already.
@@ -164,10 +164,25 @@ struct Asking<Q> {
     questions: Q,
     inbox: mpsc::Receiver<Vec<Wish>>,
     wanted: Wanted,
-    pending: VecDeque<Wish>,
-    /// So many are asked for at once.
-    together: usize,
+    pending: VecDeque<Together>,
     said: Option<Instant>,
+}
+
+/// Those that are asked for at once.
+#[derive(Debug, Default)]
+struct Together {
+    wishes: Vec<Wish>,
+    /// It is one, and had no answer.
+    is_known_to_wait: bool,
+}
+
+impl Together {
+    const fn new(wishes: Vec<Wish>) -> Self {
+        Self {
+            wishes,
+            is_known_to_wait: false,
+        }
+    }
 }
 
 impl<Q: Questions> Asking<Q> {
@@ -177,15 +192,12 @@ impl<Q: Questions> Asking<Q> {
             inbox,
             wanted,
             pending: VecDeque::new(),
-            together: usize::MAX,
             said: None,
         }
     }
 
     fn serve(mut self, tell: &mpsc::Sender<Vec<Told>>, wake: &dyn Fn()) {
-        while self.gather() {
-            let count = self.together.clamp(1, self.pending.len().max(1));
-            let asked: Vec<Wish> = self.pending.drain(..count.min(self.pending.len())).collect();
+        while let Some(asked) = self.gather() {
             let told = self.ask(asked);
             if !told.is_empty() {
                 // Nobody listens any more where the consumer has stopped.
@@ -195,30 +207,27 @@ impl<Q: Questions> Asking<Q> {
         }
     }
 
-    /// Waits for something to ask. False where nobody will want to know anything any more.
-    fn gather(&mut self) -> bool {
+    /// Waits for something to ask. `None` where nobody will want to know anything any more.
+    fn gather(&mut self) -> Option<Together> {
         loop {
             // What has just come goes first: most of it can be known at once.
             while let Ok(new) = self.inbox.try_recv() {
-                self.together = new.len();
-                new.into_iter()
-                    .rev()
-                    .for_each(|wish| self.pending.push_front(wish));
+                self.pending.push_front(Together::new(new));
             }
-            let wanted = &self.wanted;
-            self.pending.retain(|wish| wanted.wants(wish.id, wish.ticket));
-            if !self.pending.is_empty() {
-                return true;
+            while let Some(mut next) = self.pending.pop_front() {
+                next.wishes.retain(|wish| self.wanted.wants(wish.id, wish.ticket));
+                if !next.wishes.is_empty() {
+                    return Some(next);
+                }
             }
-            match self.inbox.recv() {
-                Ok(new) => self.pending.extend(new),
-                Err(mpsc::RecvError) => return false,
-            }
-            (self.together, self.said) = (usize::MAX, None);
+            self.said = None;
+            let new = self.inbox.recv().ok()?;
+            self.pending.push_back(Together::new(new));
         }
     }
 
-    fn ask(&mut self, asked: Vec<Wish>) -> Vec<Told> {
+    fn ask(&mut self, together: Together) -> Vec<Told> {
+        let mut asked = together.wishes;
         let ids: Vec<_> = asked.iter().map(|wish| wish.id).collect();
         let since = asked
             .iter()
@@ -229,7 +238,15 @@ impl<Q: Questions> Asking<Q> {
         let at_most = (waited / PART).clamp(QUESTION_MIN, QUESTION_MAX);
         let error = match self.questions.ask(&ids, at_most) {
             Ok(facts) => {
-                self.together = usize::MAX;
+                if together.is_known_to_wait {
+                    // Something has changed: it may have for the others as well.
+                    let all = self
+                        .pending
+                        .drain(..)
+                        .flat_map(|waiting| waiting.wishes)
+                        .collect();
+                    self.pending.push_back(Together::new(all));
+                }
                 let both = asked.into_iter().zip(facts);
                 return both
                     .map(|(Wish { id, ticket, .. }, facts)| Told {
@@ -258,13 +275,18 @@ impl<Q: Questions> Asking<Q> {
         {
             self.said = Some(now);
             tracing::warn!(
-                why = %crate::error::chain(&error), partitions = self.pending.len() + asked.len(), ?waited,
+                why = %crate::error::chain(&error), partitions = asked.len(), ?waited,
                 "partitions that were assigned are not served yet; they are asked for again, and the others are served. A question \
                  that times out: the broker is away, or an earlier owner's transaction is still open, until its own timeout"
             );
         }
-        self.together = asked.len().div_ceil(2);
-        self.pending.extend(asked);
+        let half = asked.split_off(asked.len().div_ceil(2));
+        let is_known_to_wait = half.is_empty();
+        self.pending.push_back(Together {
+            wishes: asked,
+            is_known_to_wait,
+        });
+        self.pending.push_back(Together::new(half));
         thread::park_timeout((waited / PAUSE_PART).clamp(PAUSE_MIN, PAUSE_MAX));
         Vec::new()
     }

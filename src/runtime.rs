@@ -27,7 +27,7 @@ use crate::journal::local::Local;
 use crate::limits::{Budget, Waker};
 use crate::metrics::TopicMeters;
 use crate::partition::Wiring;
-use crate::pulse::{Pulse, Unserved};
+use crate::pulse::{Progress, Pulse, Unserved};
 use crate::store::lookups::Lookups;
 use crate::sweep::Sweeper;
 use crate::token::Extractor;
@@ -86,6 +86,7 @@ pub(crate) async fn run(
         counts,
         growth,
         pulse,
+        progress: readiness.progress(),
         reported,
         failures,
     };
@@ -179,6 +180,7 @@ struct Poll {
     counts: Counts,
     growth: Growth,
     pulse: Pulse,
+    progress: Progress,
     reported: watch::Sender<Unserved>,
     /// Why the consumer has to stop, from whichever thread met it first.
     failures: mpsc::UnboundedSender<Error>,
@@ -198,6 +200,7 @@ fn start(
         counts,
         growth,
         pulse,
+        progress,
         reported,
         failures,
     } = poll;
@@ -220,7 +223,7 @@ fn start(
             (journal, JournalThread::Local(thread), None, None)
         }
         Durability::Replicated => {
-            let made = replicate(settings, &store, &signal, &commits, broken)?;
+            let made = replicate(settings, &store, &signal, &commits, &progress, broken)?;
             let (journal, threads, replication, trimmer) = made;
             let journal: Arc<dyn Journal> = Arc::new(journal);
             let threads = JournalThread::Replicated(threads);
@@ -228,7 +231,7 @@ fn start(
         }
     };
     let rebuilding = match settings.cold {
-        Cold::Rebuild => Some(rebuild(settings, &store, &signal)?),
+        Cold::Rebuild => Some(rebuild(settings, &store, &signal, &progress)?),
         Cold::Refuse | Cold::Run => None,
     };
     let arriving = arrive(settings, &store, &signal, counts, growth)?;
@@ -283,6 +286,7 @@ fn start(
                 signal,
                 pulse,
                 reported,
+                progress,
                 arriving,
                 replication,
                 rebuilding,

@@ -24,6 +24,7 @@ use crate::error::Error;
 use crate::journal::extents::Extents;
 use crate::journal::frame::Owner;
 use crate::journal::replicated::{self, Replicated};
+use crate::pulse::Progress;
 use crate::store::Store;
 use crate::trim::{self, Trimmer};
 
@@ -48,6 +49,7 @@ pub(super) fn replicate(
     store: &Arc<dyn Store>,
     signal: &Arc<Signal>,
     commits: &Commits,
+    progress: &Progress,
     broken: impl Fn(String) + Send + Sync + 'static,
 ) -> Result<(Replicated, replicated::Threads, Replication, Trimmer), Error> {
     let no_thread = |what| move |source| Error::Thread { what, source };
@@ -107,6 +109,7 @@ pub(super) fn replicate(
             journal: journal.clone(),
             extents,
             topics,
+            progress: progress.clone(),
         },
         move |one| {
             // Nobody listens any more where the consumer has stopped.
@@ -150,10 +153,12 @@ pub(super) fn rebuild(
     settings: &Arc<Settings>,
     store: &Arc<dyn Store>,
     signal: &Arc<Signal>,
+    progress: &Progress,
 ) -> Result<Rebuilding, Error> {
     let (tell, rebuilt) = std::sync::mpsc::channel();
     let wake = Arc::clone(signal);
-    let rebuilder = Rebuilder::start(Arc::clone(settings), Arc::clone(store), move |one| {
+    let (settings, store) = (Arc::clone(settings), Arc::clone(store));
+    let rebuilder = Rebuilder::start(settings, store, progress.clone(), move |one| {
         // Nobody listens any more where the consumer has stopped.
         let _ = tell.send(one);
         wake.raise();

@@ -3,18 +3,17 @@
 //! The peer is a producer of the test's own that sends an offset of the group in a transaction and then does nothing, as a
 //! member does that died or froze. Kafka then tells nobody what that partition's commit is. What stays with a member, and
 //! what else comes to it, must be served meanwhile.
-//!
-//! Seen to fail: with the questions asked on the poll thread, as they were: "a message of every other partition: not within 60s".
 
 use std::path::Path;
 use std::time::Duration;
 
-use hapax::config::{Cold, Durability};
-use hapax::{Idempotent, Topic, Window};
+use hapax::config::{Cold, Durability, Listen};
+use hapax::{Idempotent, NonIdempotent, Topic, Window};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::producer::{BaseProducer, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use crate::admin_port::get;
 use crate::kafka::{self, Broker, eventually};
 use crate::member::{self, Effects, Member, Message, SOON};
 
@@ -134,6 +133,53 @@ async fn a_peers_open_transaction_holds_up_its_own_partition_only_local() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peers_open_transaction_holds_up_its_own_partition_only_replicated() {
     the_others_are_served(Durability::Replicated, "cooperative-sticky").await;
+}
+
+/// The port says how many wait for what, and why those that are refused are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn readiness_says_what_is_not_served_and_why() {
+    let Some(broker) = kafka::broker() else { return };
+    let group = Group::new(broker, Durability::Local, "cooperative-sticky");
+    let open = group.leaves_open(0);
+    let (dir, effects) = (tempfile::tempdir().unwrap(), Effects::default());
+    let start = |dir: &Path, cold| {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], kafka::free_port()));
+        let topic = Topic::bytes(&group.topic, NonIdempotent)
+            .state(effects.clone())
+            .window(Window::hours(1));
+        let consumer = member::consumer(&group.brokers, &group.topic, dir).with(|layer| {
+            layer.cold = Some(cold);
+            layer.admin.listen = Some(Listen::At(address));
+        });
+        (Member::start(consumer.handle(topic, member::handle)), address)
+    };
+    let says = |address, status: u16, text: &str| {
+        eventually(text, WITHIN, || {
+            let (found, why) = get(address, "/readyz")?;
+            (found == status && why.contains(text)).then_some(())
+        });
+    };
+    let (member, at) = start(dir.path(), Cold::Refuse);
+    says(
+        at,
+        503,
+        "1 partition is not served yet: 1 until the broker says where to start",
+    );
+    group.tick(0).await;
+    group.await_ticks(&effects, 0, &[1, 2, 3]);
+    open.abort_transaction(SOON).unwrap();
+    says(at, 200, "ready");
+    member::await_caught_up(&group.brokers, &group.topic, &group.topic);
+    member.stop().await;
+
+    let another = tempfile::tempdir().unwrap();
+    let (member, at) = start(another.path(), Cold::Refuse);
+    says(at, 503, "4 partitions are refused: ");
+    says(at, 503, "is cold: offset 1 was committed with store");
+    member.stop().await;
+    let (member, at) = start(another.path(), Cold::Rebuild);
+    says(at, 200, "ready");
+    member.stop().await;
 }
 
 /// Stopped while the broker says nothing: it ends, and leaves its offsets to whoever comes.

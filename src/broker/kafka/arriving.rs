@@ -82,9 +82,7 @@ impl PollThread {
                     coming.push((id, facts, start));
                 }
                 Err(Error::Broker(refusal)) if refusal.is_refusal() => {
-                    tracing::error!("{refusal}");
-                    self.assignments.commits().forget(id);
-                    self.refused.push((topic, id.partition));
+                    self.refuse(id, &refusal);
                 }
                 Err(error) => return Err(error),
             }
@@ -93,7 +91,7 @@ impl PollThread {
         if let Some(replication) = &mut self.replication {
             replication.come(coming);
         }
-        self.note_restored();
+        self.report();
         Ok(())
     }
 

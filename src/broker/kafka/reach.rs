@@ -165,6 +165,40 @@ fn times(settings: &Settings, parts: &[Part], stop: &dyn Fn() -> bool) -> Result
     }
 }
 
+/// Messages that were read as a rebuild reads them, and how long that took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Sample {
+    pub(crate) messages: u64,
+    pub(crate) took: Duration,
+}
+
+/// Reads parts from their beginnings for so long at most, to see how fast that goes. Nothing is written.
+///
+/// # Errors
+/// Where they cannot be read.
+pub(crate) fn sample(settings: &Settings, spans: Vec<Span>, at_most: Duration) -> Result<Sample, Error> {
+    let (begun, mut first, mut messages) = (clock::now(), None, 0);
+    let stop = || clock::now().saturating_duration_since(begun) > at_most;
+    changelog::read_with(
+        &config(settings, spans.len()),
+        &unreadable,
+        spans,
+        &stop,
+        |read| {
+            if let Read::Message { .. } = read {
+                // To connect is no part of what takes longer with more.
+                first.get_or_insert_with(clock::now);
+                messages += 1;
+            }
+            Ok::<(), Error>(())
+        },
+    )?;
+    let took = first.map_or(Duration::ZERO, |first| {
+        clock::now().saturating_duration_since(first)
+    });
+    Ok(Sample { messages, took })
+}
+
 /// Asks until there is an answer; `None` where nobody wants it any more.
 fn ask<T>(
     settings: &Settings,

@@ -119,13 +119,13 @@ impl PollThread {
         Ok(())
     }
 
-    /// It is not served, and has to be given back to the client with the rest of the assignment.
-    pub(super) fn refuse(&mut self, topic: &str, id: PartitionId) {
+    /// It is not served, though it stays ours.
+    pub(super) fn refuse(&mut self, id: PartitionId, why: &broker::Error) {
+        tracing::error!("{why}");
         self.queues.retain(|queue| queue.id != id);
         self.assignments.commits().forget(id);
-        self.unserved.push(id);
+        self.refused.insert(id, why.to_string());
         self.report();
-        tracing::debug!(topic, partition = id.partition, "not served");
     }
 
     /// Before its first handler an owner commits once, with its store's mark: whoever comes after this one, even
@@ -170,7 +170,7 @@ impl PollThread {
             .collect();
         self.arriving.forget(&ids);
         self.uncommitted.retain(|first| !ids.contains(&first.id()));
-        self.unserved.retain(|id| !ids.contains(id));
+        self.refused.retain(|id, _| !ids.contains(id));
         if let Some(replication) = &mut self.replication {
             replication.go(&ids);
         }
@@ -195,7 +195,6 @@ impl PollThread {
         }
         self.queues.retain(|queue| !ids.contains(&queue.id));
         let list = self.held_by_client(partitions);
-        self.refused.retain(|refused| !partitions.contains(refused));
         if matches!(self.strays, Strays::Gone) {
             // What the drain could not move, because it still ran or its letter was not taken, is looked for again.
             self.strays = Strays::Unknown;
@@ -240,10 +239,11 @@ impl PollThread {
                 self.strays = Strays::Settling(clock::now() + session(&self.settings) + PAST_SESSION);
             }
             Strays::Settling(until) if *until <= clock::now() => {
-                let refused = self.refused.iter();
                 let rebuilding = self.rebuilding.as_ref();
-                let ours: Vec<_> = refused
-                    .filter_map(|(topic, partition)| self.assignments.id(topic, *partition))
+                let ours: Vec<_> = self
+                    .refused
+                    .keys()
+                    .copied()
                     .chain(self.arriving.ids())
                     .chain(
                         rebuilding
