@@ -27,10 +27,13 @@ pub(crate) struct Unserved {
 
 /// How far the readings are that partitions wait for. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Progress(Arc<Mutex<BTreeMap<(u16, i32), (i64, i64)>>>);
+pub(crate) struct Progress(Arc<Mutex<Readings>>);
+
+/// By topic and partition: offsets read, and of how many.
+type Readings = BTreeMap<(u16, i32), (i64, i64)>;
 
 impl Progress {
-    fn map(&self) -> MutexGuard<'_, BTreeMap<(u16, i32), (i64, i64)>> {
+    fn map(&self) -> MutexGuard<'_, Readings> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
