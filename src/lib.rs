@@ -91,6 +91,7 @@
 pub mod accounts;
 #[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
 mod admin;
+mod arrivals;
 mod assignments;
 mod attempt;
 pub mod backoff;

@@ -5,19 +5,54 @@
 //! next handler before the poll thread has looked at its clock. So a task that finds the pulse stale starts and polls
 //! nothing until the poll thread has turned once, and has either ended the assignment or found everything well.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Instant;
 
 /// What the poll thread serves nothing of, though it was given it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Unserved {
-    /// Partitions that are refused as cold, or because their log is not what it was.
-    pub(crate) refused: usize,
-    /// Partitions that are being restored, until the first ones of the process are.
+    /// Why each partition is refused that is: cold, or its log is not what it was.
+    pub(crate) refused: Vec<String>,
+    /// Partitions of which the broker has not said yet where they start.
+    pub(crate) arriving: usize,
+    /// Partitions whose changelog is being read, or whose fence is on its way there.
     pub(crate) restoring: usize,
+    /// Partitions whose window is being read back from their topic.
+    pub(crate) rebuilding: usize,
+}
+
+/// How far the readings are that partitions wait for. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Progress(Arc<Mutex<Readings>>);
+
+/// By topic and partition: offsets read, and of how many.
+type Readings = BTreeMap<(u16, i32), (i64, i64)>;
+
+impl Progress {
+    fn map(&self) -> MutexGuard<'_, Readings> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So much is read of that topic's partition, of so much.
+    pub(crate) fn note(&self, topic: u16, partition: i32, read: i64, of: i64) {
+        self.map().insert((topic, partition), (read.min(of), of));
+    }
+
+    /// Nothing is read any more.
+    pub(crate) fn clear(&self) {
+        self.map().clear();
+    }
+
+    /// Offsets that are read, and of how many.
+    pub(crate) fn total(&self) -> (i64, i64) {
+        self.map()
+            .values()
+            .fold((0, 0), |(read, of), one| (read + one.0, of + one.1))
+    }
 }
 
 /// Shared by the poll thread, which beats once a turn, and the partition tasks.
@@ -39,11 +74,6 @@ impl Pulse {
             last_ms: AtomicU64::new(0),
             session_max,
         }))
-    }
-
-    /// How long the process may stand still before its partitions count as lost.
-    pub(crate) fn session_max(&self) -> Duration {
-        self.0.session_max
     }
 
     /// The poll thread turned. Returns how long that took since the last time.

@@ -28,12 +28,12 @@ use crate::journal::local::Local;
 use crate::limits::{Budget, Waker};
 use crate::metrics::TopicMeters;
 use crate::partition::Wiring;
-use crate::pulse::{Pulse, Unserved};
+use crate::pulse::{Progress, Pulse, Unserved};
 use crate::store::lookups::Lookups;
 use crate::sweep::Sweeper;
 use crate::token::Extractor;
-use opening::{Unclosed, open};
-use replicating::{Helpers, JournalThread, rebuild, replicate};
+use opening::{Counts, Growth, Opened, Unclosed, open};
+use replicating::{Helpers, JournalThread, arrive, rebuild, replicate};
 
 mod opening;
 mod replicating;
@@ -71,7 +71,11 @@ pub(crate) async fn run(
         // Opening is not cancellable: on a blocking thread a dropped future leaves it to finish and close by itself.
         tokio::task::spawn_blocking(move || open(&settings))
     };
-    let (store, partitions) = opening
+    let Opened {
+        store,
+        counts,
+        growth,
+    } = opening
         .await
         .map_err(|error| Error::Internal(format!("opening the store: {error}")))??;
 
@@ -79,8 +83,10 @@ pub(crate) async fn run(
     let pulse = Pulse::new(clock::now(), session_max(&settings));
     readiness.feel(pulse.clone());
     let poll = Poll {
-        partitions,
+        counts,
+        growth,
         pulse,
+        progress: readiness.progress(),
         reported,
         failures,
     };
@@ -171,9 +177,10 @@ type Polled = oneshot::Receiver<Result<Vec<Balance>, Error>>;
 
 /// What the poll thread starts with.
 struct Poll {
-    /// How many partitions the topics have in all.
-    partitions: usize,
+    counts: Counts,
+    growth: Growth,
     pulse: Pulse,
+    progress: Progress,
     reported: watch::Sender<Unserved>,
     /// Why the consumer has to stop, from whichever thread met it first.
     failures: mpsc::UnboundedSender<Error>,
@@ -190,11 +197,17 @@ fn start(
         return Err(Error::Internal("the store was closed before it was used".into()));
     };
     let Poll {
-        partitions,
+        counts,
+        growth,
         pulse,
+        progress,
         reported,
         failures,
     } = poll;
+    let partitions = counts
+        .values()
+        .map(|count| usize::try_from(*count).unwrap_or(0))
+        .sum();
     let no_thread = |what| move |source| Error::Thread { what, source };
     let signal = Arc::new(Signal::default());
     let broken = failures.clone();
@@ -211,7 +224,7 @@ fn start(
             (journal, JournalThread::Local(thread), None, None)
         }
         Durability::Replicated => {
-            let made = replicate(settings, &store, &signal, &commits, &copies, broken)?;
+            let made = replicate(settings, &store, &signal, &commits, &copies, &progress, broken)?;
             let (journal, threads, replication, helpers) = made;
             let journal: Arc<dyn Journal> = Arc::new(journal);
             let threads = JournalThread::Replicated(threads);
@@ -219,9 +232,10 @@ fn start(
         }
     };
     let rebuilding = match settings.cold {
-        Cold::Rebuild => Some(rebuild(settings, &store, &signal)?),
+        Cold::Rebuild => Some(rebuild(settings, &store, &signal, &progress)?),
         Cold::Refuse | Cold::Run => None,
     };
+    let arriving = arrive(settings, &store, &signal, counts, growth)?;
     let (lookups, lookups_thread) = Lookups::start(Arc::clone(&store)).map_err(no_thread("look-ups"))?;
     let letters: Arc<dyn Letters> = Arc::new(Producer::new(settings)?);
     let wake = Arc::clone(&signal);
@@ -279,6 +293,8 @@ fn start(
                 signal,
                 pulse,
                 reported,
+                progress,
+                arriving,
                 replication,
                 rebuilding,
             };

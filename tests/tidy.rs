@@ -53,6 +53,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "engine",
         &[
+            "arrivals",
             "assignments",
             "attempt",
             "commits",

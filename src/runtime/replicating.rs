@@ -1,10 +1,14 @@
-//! What the replicated mode and a rebuild are made of, put together.
+//! What the replicated mode, a rebuild, and what comes before serving are made of, put together.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use super::opening::{Counts, Growth};
+use crate::arrivals::Arrivals;
+use crate::broker::kafka::arriving::Arriving;
+use crate::broker::kafka::asker::{self, Asker};
 use crate::broker::kafka::cutter::Cutter;
 use crate::broker::kafka::member::Member;
 use crate::broker::kafka::rebuilder::Rebuilder;
@@ -22,6 +26,7 @@ use crate::error::Error;
 use crate::journal::extents::Extents;
 use crate::journal::frame::Owner;
 use crate::journal::replicated::{self, Replicated};
+use crate::pulse::Progress;
 use crate::store::Store;
 use crate::trim::{self, Trimmer};
 
@@ -47,6 +52,7 @@ pub(super) fn replicate(
     signal: &Arc<Signal>,
     commits: &Commits,
     copies: &Copies,
+    progress: &Progress,
     broken: impl Fn(String) + Send + Sync + 'static,
 ) -> Result<(Replicated, replicated::Threads, Replication, Helpers), Error> {
     let no_thread = |what| move |source| Error::Thread { what, source };
@@ -107,6 +113,7 @@ pub(super) fn replicate(
             extents,
             copies: copies.clone(),
             topics: topics.clone(),
+            progress: progress.clone(),
         },
         move |one| {
             // Nobody listens any more where the consumer has stopped.
@@ -139,15 +146,43 @@ pub(super) struct Helpers {
     _trimmer: Trimmer,
 }
 
+/// What the poll thread needs to have the broker asked about partitions that are assigned.
+pub(super) fn arrive(
+    settings: &Arc<Settings>,
+    store: &Arc<dyn Store>,
+    signal: &Arc<Signal>,
+    counts: Counts,
+    growth: Growth,
+) -> Result<Arriving, Error> {
+    let mut topics = BTreeMap::new();
+    for input in settings.topics.keys() {
+        topics.insert(store.topic(input)?, input.clone());
+    }
+    let wake = Arc::clone(signal);
+    let parts = asker::Parts {
+        settings: Arc::clone(settings),
+        topics,
+        counts,
+        grow: Box::new(move || growth.claim()),
+    };
+    let arrivals = Arrivals::start(Asker::new(parts)?, move || wake.raise());
+    arrivals.map(Arriving::new).map_err(|source| Error::Thread {
+        what: "asking about partitions",
+        source,
+    })
+}
+
 /// What the poll thread needs to have cold windows read back.
 pub(super) fn rebuild(
     settings: &Arc<Settings>,
     store: &Arc<dyn Store>,
     signal: &Arc<Signal>,
+    progress: &Progress,
 ) -> Result<Rebuilding, Error> {
     let (tell, rebuilt) = std::sync::mpsc::channel();
     let wake = Arc::clone(signal);
-    let rebuilder = Rebuilder::start(Arc::clone(settings), Arc::clone(store), move |one| {
+    let (settings, store) = (Arc::clone(settings), Arc::clone(store));
+    let rebuilder = Rebuilder::start(settings, store, progress.clone(), move |one| {
         // Nobody listens any more where the consumer has stopped.
         let _ = tell.send(one);
         wake.raise();

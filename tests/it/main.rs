@@ -9,8 +9,10 @@
 )]
 
 mod admin_port;
+mod arrivals;
 mod bad_input;
 mod bad_store;
+mod changelog_gone;
 mod changelog_topics;
 mod chaos;
 mod checker;
@@ -32,6 +34,7 @@ mod mock;
 mod rebalance;
 mod rebuild;
 mod replicated;
+mod resets;
 mod resolved;
 mod several_topics;
 mod smoke;

@@ -7,6 +7,7 @@
 //! A rebalance callback only records its event. The thread applies it later, after draining, because waiting inside
 //! the callback for work that needs this thread would deadlock.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -16,6 +17,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 
+use super::arriving::Arriving;
 use super::callbacks::{Answered, Callbacks};
 use super::committer::{Committer, Order};
 use super::properties::consumer_config;
@@ -30,7 +32,7 @@ use crate::clock::{self, Instant};
 use crate::commits::Due;
 use crate::config::Settings;
 use crate::error::Error;
-use crate::pulse::{Pulse, Unserved};
+use crate::pulse::{Progress, Pulse, Unserved};
 use crate::store::PartitionId;
 
 /// How long the thread rests where nothing wakes it: bounds how late the main queue is served.
@@ -56,11 +58,11 @@ pub(crate) struct PollThread {
     answers: mpsc::Receiver<Answered>,
     pub(super) queues: Vec<Queue>,
     next_queue: usize,
+    /// Assigned by the group, and nothing is known of them yet.
+    pub(super) arriving: Arriving,
     pub(super) uncommitted: Vec<First>,
-    /// Assigned by the group and not to the client, because what they need is not there.
-    pub(super) refused: Vec<(String, i32)>,
-    /// Assigned to the client too, and refused once their changelog was read.
-    pub(super) unserved: Vec<PartitionId>,
+    /// Assigned, and not served, because what they need is not there; with the reason.
+    pub(super) refused: BTreeMap<PartitionId, String>,
     pub(super) replication: Option<Replication>,
     /// Where cold partitions are to be rebuilt.
     pub(super) rebuilding: Option<Rebuilding>,
@@ -68,8 +70,7 @@ pub(crate) struct PollThread {
     /// Everything was lost, and the group is to be joined anew; at the latest at that instant.
     joins_anew: Option<Instant>,
     pub(super) reported: tokio::sync::watch::Sender<Unserved>,
-    /// Whether everything that was assigned has been served once.
-    pub(super) has_restored: bool,
+    progress: Progress,
 }
 
 /// What it is made from.
@@ -80,6 +81,8 @@ pub(crate) struct Parts {
     pub(crate) signal: Arc<Signal>,
     pub(crate) pulse: Pulse,
     pub(crate) reported: tokio::sync::watch::Sender<Unserved>,
+    pub(crate) progress: Progress,
+    pub(crate) arriving: Arriving,
     pub(crate) replication: Option<Replication>,
     pub(crate) rebuilding: Option<Rebuilding>,
 }
@@ -96,6 +99,8 @@ impl PollThread {
             signal,
             pulse,
             reported,
+            progress,
+            arriving,
             replication,
             rebuilding,
         } = parts;
@@ -124,15 +129,15 @@ impl PollThread {
             answers,
             queues: Vec::new(),
             next_queue: 0,
+            arriving,
             uncommitted: Vec::new(),
-            refused: Vec::new(),
-            unserved: Vec::new(),
+            refused: BTreeMap::new(),
+            progress,
             replication,
             rebuilding,
             strays: Strays::Unknown,
             joins_anew: None,
             reported,
-            has_restored: false,
         })
     }
 
@@ -156,6 +161,7 @@ impl PollThread {
                 self.apply(event)?;
             }
             self.join_anew();
+            self.serve_arrived()?;
             self.commit_first();
             self.serve_restored()?;
             self.serve_rebuilt()?;
@@ -170,25 +176,19 @@ impl PollThread {
 
     /// Tells what of the assignment is not served.
     pub(super) fn report(&self) {
-        self.reported.send_replace(Unserved {
-            refused: self.refused.len() + self.unserved.len(),
-            restoring: if self.has_restored { 0 } else { self.pending() },
-        });
-    }
-
-    /// Partitions whose window is on its way.
-    fn pending(&self) -> usize {
-        self.replication.as_ref().map_or(0, Replication::pending)
-            + self
+        let unserved = Unserved {
+            refused: self.refused.values().cloned().collect(),
+            arriving: self.arriving.ids().len(),
+            restoring: self.replication.as_ref().map_or(0, Replication::pending),
+            rebuilding: self
                 .rebuilding
                 .as_ref()
-                .map_or(0, |rebuilding| rebuilding.ids().len())
-    }
-
-    /// A window has come. What comes later, with a rebalance, does not make the process unready again.
-    pub(super) fn note_restored(&mut self) {
-        self.has_restored |= self.pending() == 0;
-        self.report();
+                .map_or(0, |rebuilding| rebuilding.ids().len()),
+        };
+        if unserved.restoring + unserved.rebuilding == 0 {
+            self.progress.clear();
+        }
+        self.reported.send_replace(unserved);
     }
 
     /// Beats the pulse; false, and no beat, where it is stale already: then the partitions have to be lost first, or a
@@ -241,8 +241,9 @@ impl PollThread {
         self.assignments.end(&ids);
         self.assignments.commits().coming().clear();
         self.queues.clear();
+        self.arriving.forget_all();
         self.uncommitted.clear();
-        self.unserved.clear();
+        self.refused.clear();
         if let Some(replication) = &mut self.replication {
             replication.go_all();
             replication.member.leave();

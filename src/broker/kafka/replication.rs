@@ -166,7 +166,7 @@ impl PollThread {
             served += 1;
         }
         if served > 0 {
-            self.note_restored();
+            self.report();
         }
         Ok(())
     }
@@ -176,8 +176,7 @@ impl PollThread {
         let prepared = match self.assignments.prepare(id, &coming.facts) {
             Ok(prepared) => prepared,
             Err(Error::Broker(refusal)) if refusal.is_refusal() => {
-                tracing::error!("{refusal}");
-                self.refuse(&topic, id);
+                self.refuse(id, &refusal);
                 return Ok(());
             }
             Err(error) => return Err(error),

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::journal::extents::Extents;
 use crate::journal::frame::Owner;
 use crate::journal::replicated::Replicated;
+use crate::pulse::Progress;
 use crate::recovery::{Recovery, Source};
 use crate::store::{PartitionId, Store, TopicId};
 
@@ -39,6 +40,7 @@ pub(crate) struct Parts {
     pub(crate) extents: Extents,
     pub(crate) copies: Copies,
     pub(crate) topics: BTreeMap<TopicId, Names>,
+    pub(crate) progress: Progress,
 }
 
 /// The handle of the thread, which ends when this is dropped.
@@ -130,6 +132,8 @@ fn work(parts: &Parts, wanted: &Wanted, job: &[(PartitionId, Ticket)], restored:
         let mut reading = Reading {
             ids: Vec::new(),
             of: Vec::new(),
+            spans: Vec::new(),
+            progress: &parts.progress,
             restored,
         };
         let outcome = begin(parts, &left, &mut reading).and_then(|spans| {
@@ -203,6 +207,8 @@ fn begin(
         });
         reading.ids.push((*id, *ticket));
         reading.of.push(Some((recovery, restoring)));
+        reading.spans.push((from, log.1));
+        parts.progress.note(id.topic.0, id.partition, 0, log.1 - from);
     }
     Ok(spans)
 }
@@ -210,6 +216,9 @@ fn begin(
 struct Reading<'a> {
     ids: Vec<(PartitionId, Ticket)>,
     of: Vec<Option<(Recovery, Restoring)>>,
+    /// What is read, from where to where.
+    spans: Vec<(i64, i64)>,
+    progress: &'a Progress,
     restored: &'a dyn Fn(Restored),
 }
 
@@ -223,6 +232,11 @@ impl Reading<'_> {
         match read {
             Read::Message { span, message } => match self.of.get_mut(span) {
                 Some(Some((recovery, _))) => {
+                    let place = self.ids.get(span).zip(self.spans.get(span));
+                    if let Some(((id, _), (from, to))) = place {
+                        let read = message.offset().0 + 1 - from;
+                        self.progress.note(id.topic.0, id.partition, read, to - from);
+                    }
                     recovery.message(message.offset().0, message.payload().unwrap_or_default())
                 }
                 _ => Ok(()),

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use rdkafka::ClientContext;
@@ -46,7 +47,13 @@ pub(crate) struct KafkaTransactions {
     producer: Option<ThreadedProducer<Deliveries>>,
     /// Of this producer alone.
     unique: [u8; 16],
+    /// Up to where each partition of the changelogs was written by this process.
+    reached: Mutex<BTreeMap<(String, i32), i64>>,
 }
+
+/// So often, and in that distance, a topic has to be reported missing before it counts as deleted.
+const GONE_ASKED: usize = 5;
+const GONE_AGAIN: Duration = Duration::from_millis(500);
 
 impl KafkaTransactions {
     /// Makes the producer and ends whatever the last one of this store left open. Blocks.
@@ -59,6 +66,7 @@ impl KafkaTransactions {
             parts,
             producer: None,
             unique: [0; 16],
+            reached: Mutex::default(),
         };
         made.init()?;
         Ok(made)
@@ -116,6 +124,7 @@ impl KafkaTransactions {
         }
         crate::crash::point("in-transaction");
         let written = deliveries.wait(deadline)?;
+        self.goes_on(&written)?;
         crate::crash::point("before-offsets");
         if !crate::crash::is_off("offsets") || have_moved(group) {
             producer.send_offsets_to_transaction(&self.offsets(group)?, member, left(deadline))?;
@@ -132,6 +141,64 @@ impl KafkaTransactions {
             }
         }
         Ok(ends)
+    }
+
+    /// A changelog that has grown has partitions of which this client has not heard, and would not hear for minutes. One
+    /// that is not there any more was deleted: why nothing can be written.
+    fn look_again(&self, producer: &ThreadedProducer<Deliveries>, cause: &Cause) -> Option<String> {
+        if !cause.may_be_a_topic_that_is_gone() {
+            return None;
+        }
+        for names in self.parts.topics.values() {
+            let is_gone = || {
+                let found = producer
+                    .client()
+                    .fetch_metadata(Some(&names.changelog), super::ANSWER_MAX)
+                    .ok()?;
+                let error = found.topics().first()?.error().map(RDKafkaErrorCode::from);
+                Some(matches!(
+                    error,
+                    Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
+                ))
+            };
+            // A broker that has just started may not have heard of it yet.
+            let is_gone = (0..GONE_ASKED).all(|turn| {
+                if turn > 0 {
+                    thread::park_timeout(GONE_AGAIN);
+                }
+                is_gone() == Some(true)
+            });
+            if is_gone {
+                return Some(format!(
+                    "changelog topic {:?} of topic {:?} is gone: it was deleted while hapax ran, and the outcomes in it with it; \
+                     what was not recorded is not committed. A start makes a new one, and finds its partitions cold: set `cold = \
+                     \"rebuild\"` to read their past back from {:?} first",
+                    names.changelog, names.input, names.input
+                ));
+            }
+        }
+        None
+    }
+
+    /// Every write lies above what was written before. Where it does not, somebody has deleted the changelog and made it
+    /// again: what is in it by now is not the past, and would pass for it.
+    fn goes_on(&self, written: &BTreeMap<(String, i32), i64>) -> Result<(), Cause> {
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((topic, partition), next) in written {
+            let place = (topic.clone(), *partition);
+            let is_changelog = self.parts.topics.values().any(|names| names.changelog == *topic);
+            let before = reached.get(&place).copied().unwrap_or(0);
+            if is_changelog && *next <= before {
+                return Err(Cause::Refused(format!(
+                    "changelog topic {topic:?} was made again while hapax ran, or has lost its end: partition {partition} goes on at {next}, \
+                     and was written up to {before}; nothing was written there. Start again: its partitions are cold, `cold` decides"
+                )));
+            }
+            if is_changelog {
+                reached.insert(place, *next);
+            }
+        }
+        Ok(())
     }
 
     /// Unlike any other: where a changelog is compacted too, a record without a key is refused, and one with the key of
@@ -183,7 +250,12 @@ impl Transactions for KafkaTransactions {
             Err(cause) => cause,
         };
         self.parts.member.note(cause.code());
-        let why = cause.text();
+        let gone = self.look_again(producer, &cause);
+        let why = gone.clone().unwrap_or_else(|| cause.text());
+        if gone.is_some() {
+            // Nothing is left that could be aborted, but the offsets; the broker does it.
+            return Err(Failed::Refused(why));
+        }
         let is_over = match &cause {
             // Begun, and not committed: to be aborted, unless the producer is done for.
             Cause::Kafka(KafkaError::Transaction(error)) | Cause::Commit(KafkaError::Transaction(error)) => {
@@ -287,6 +359,18 @@ impl Cause {
             Self::Kafka(error) | Self::Commit(error) => crate::error::chain(error),
             Self::Refused(why) | Self::Late(why) => why.clone(),
         }
+    }
+
+    /// What a client says that cannot reach a topic: also that nothing of it was acknowledged in time.
+    fn may_be_a_topic_that_is_gone(&self) -> bool {
+        use RDKafkaErrorCode::{MessageTimedOut, UnknownPartition, UnknownTopic, UnknownTopicOrPartition};
+        let codes = [
+            MessageTimedOut,
+            UnknownPartition,
+            UnknownTopic,
+            UnknownTopicOrPartition,
+        ];
+        matches!(self, Self::Late(_)) || self.code().is_some_and(|code| codes.contains(&code))
     }
 
     /// Whether the same group would fail again, however often it is tried.
