@@ -54,6 +54,9 @@ pub(crate) async fn run(
     handled: BTreeMap<String, Handled>,
     stop: impl Future<Output = ()>,
 ) -> Result<Summary, Error> {
+    for odd in crate::config::warnings(&settings) {
+        tracing::warn!("{odd}");
+    }
     let settings = Arc::new(settings);
     let (reported, unserved) = watch::channel(Unserved::default());
     let readiness = Arc::new(Readiness::new(unserved));

@@ -273,6 +273,19 @@ pub enum Error {
         /// The partition.
         partition: i32,
     },
+    /// Another process has joined the group under the same `group.instance.id`, and Kafka keeps one of the two. This one
+    /// stopped; what it has recorded stays. Give each process an id of its own.
+    #[error(
+        "another process of group {group:?} has the same `kafka.\"group.instance.id\"`, {instance:?}, and Kafka keeps only one of them ({why}): this one has stopped; give each process an id of its own"
+    )]
+    Instance {
+        /// The group.
+        group: String,
+        /// The id that both state.
+        instance: String,
+        /// What the broker said.
+        why: String,
+    },
     /// The client failed for good. hapax stopped with everything recorded; start it again.
     #[error("kafka client failed: {0}")]
     Fatal(String),

@@ -29,6 +29,7 @@ mod killed_store;
 mod member;
 mod memory;
 mod mock;
+mod protocols;
 mod rebalance;
 mod rebuild;
 mod replicated;
