@@ -32,7 +32,7 @@ use crate::store::lookups::Lookups;
 use crate::sweep::Sweeper;
 use crate::token::Extractor;
 use crate::trim::Trimmer;
-use opening::{Unclosed, open};
+use opening::{Unclosed, open, without_corrupt_copy};
 use replicating::{JournalThread, rebuild, replicate};
 
 mod opening;
@@ -117,8 +117,7 @@ pub(crate) async fn run(
         None => Ok(()),
     };
     match (failure, outcome) {
-        (Some(error), _) => Err(error),
-        (None, Err(error)) => Err(error),
+        (Some(error), _) | (None, Err(error)) => Err(without_corrupt_copy(&settings, error)),
         (None, Ok(balances)) => closed.map(|()| Summary { balances }).map_err(Error::from),
     }
 }

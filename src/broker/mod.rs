@@ -110,8 +110,21 @@ pub enum Error {
         /// What the client said.
         why: String,
     },
+    /// The broker gives hapax's user no right to what it needs. hapax stopped, or did not start; what is recorded stays.
+    /// Grant the right.
+    #[error("no right to {what}: {why}; grant it to hapax's user: `{command}`")]
+    Right {
+        /// The right and its resource.
+        what: String,
+        /// What the client said.
+        why: String,
+        /// A command that grants it.
+        command: String,
+    },
     /// A topic does not exist, or may not be read. Nothing runs. Create it, or mend its name.
-    #[error("topic {topic:?} cannot be consumed: {why}; create it, or mend its name")]
+    #[error(
+        "topic {topic:?} cannot be consumed: {why}; create it, mend its name, or grant the right to read it"
+    )]
     Topic {
         /// The topic.
         topic: String,

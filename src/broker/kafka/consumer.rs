@@ -22,6 +22,7 @@ use super::properties::consumer_config;
 use super::rebalance::{First, Strays};
 use super::rebuilding::Rebuilding;
 use super::replication::Replication;
+use super::rights::missing;
 use super::signal::Signal;
 use super::take::{BATCH_MESSAGES_MAX, Queue, Taken, take};
 use crate::assignments::Assignments;
@@ -272,6 +273,9 @@ impl PollThread {
         if let Some((code, why)) = self.consumer.client().fatal_error() {
             return Err(self.failed_for_good(code, why).into());
         }
+        if let Some(right) = missing(error.rdkafka_error_code()) {
+            return Err(right.error(&self.settings, why).into());
+        }
         match (error, error.rdkafka_error_code()) {
             (KafkaError::MessageConsumptionFatal(_), _) => Err(broker::Error::Fatal(why).into()),
             (_, Some(AutoOffsetReset)) => Err(broker::Error::Fatal(format!(
@@ -299,7 +303,10 @@ impl PollThread {
                 instance: instance.clone(),
                 why,
             },
-            _ => broker::Error::Fatal(why),
+            (code, _) => match missing(Some(code)) {
+                Some(right) => right.error(&self.settings, why),
+                None => broker::Error::Fatal(why),
+            },
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! `consumer.rs` is the poll thread; `rebalance.rs` is what it does when partitions come and go, `callbacks.rs` what it is
 //! told, `committer.rs` how it commits, `take.rs` how it takes messages (with the one unsafe module, `raw.rs`), `signal.rs` what wakes it, `properties.rs` how it
-//! is set up. `producer.rs` sends dead letters, `admin.rs` asks about topics and the cluster, `demo.rs` has the broker
+//! is set up. `producer.rs` sends dead letters, `rights.rs` names rights that are missing, `admin.rs` asks about topics and the cluster, `demo.rs` has the broker
 //! inside `hapax demo`.
 
 pub(crate) mod admin;
@@ -24,6 +24,7 @@ pub(crate) mod rebuilder;
 pub(crate) mod rebuilding;
 pub(crate) mod replication;
 pub(crate) mod restorer;
+mod rights;
 pub(crate) mod signal;
 mod take;
 pub(crate) mod transactions;

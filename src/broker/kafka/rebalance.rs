@@ -16,6 +16,7 @@ use super::callbacks::{Answered, Callbacks, Event};
 use super::consumer::PollThread;
 use super::properties::session;
 use super::raw::RawQueue;
+use super::rights::missing;
 use super::take::Queue;
 use super::{ANSWER_MAX, unreachable};
 use crate::assignments::{Facts, Prepared};
@@ -220,7 +221,13 @@ impl PollThread {
         let at_most = ANSWER_MAX.min(self.pulse.session_max() / 2);
         let since = clock::now();
         loop {
-            match question(&self.consumer, at_most) {
+            let answer = question(&self.consumer, at_most);
+            if let Err(error) = &answer
+                && let Some(right) = missing(error.rdkafka_error_code())
+            {
+                return Err(right.error(&self.settings, crate::error::chain(error)).into());
+            }
+            match answer {
                 Ok(answer) => {
                     self.turned();
                     return Ok(answer);
