@@ -160,8 +160,10 @@ fn spoil(path: &Path) {
     std::fs::write(path, bytes).unwrap();
 }
 
+type Damage = fn(&Path);
+
 /// Damages of a copy, each with its name.
-const DAMAGES: [(&str, fn(&Path)); 8] = [
+const DAMAGES: [(&str, Damage); 8] = [
     ("empty", |dir| std::fs::remove_dir_all(dir).unwrap()),
     ("without CURRENT", |dir| {
         std::fs::remove_file(dir.join("CURRENT")).unwrap()
