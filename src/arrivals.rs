@@ -15,6 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::assignments::Facts;
+use crate::broker;
 use crate::clock::{self, Instant};
 use crate::error::Error;
 use crate::store::PartitionId;
@@ -260,7 +261,7 @@ impl<Q: Questions> Asking<Q> {
         };
         let now = clock::now();
         if let Some(Wish { id, ticket, .. }) = asked.first().copied()
-            && now.saturating_duration_since(since) > GIVE_UP
+            && (is_final(&error) || now.saturating_duration_since(since) > GIVE_UP)
         {
             // One reason for all of them: the consumer stops with it.
             return vec![Told {
@@ -290,6 +291,11 @@ impl<Q: Questions> Asking<Q> {
         thread::park_timeout((waited / PAUSE_PART).clamp(PAUSE_MIN, PAUSE_MAX));
         Vec::new()
     }
+}
+
+/// Whether the next answer would be the same.
+const fn is_final(error: &Error) -> bool {
+    matches!(error, Error::Broker(broker::Error::Right { .. }))
 }
 
 #[cfg(test)]

@@ -96,6 +96,35 @@ impl Pulse {
     }
 }
 
+/// How long the client may take to give back what was lost, before the group is joined anew all the same.
+const JOIN_ANEW_MAX: Duration = Duration::from_secs(5);
+
+/// A member that stood still, has lost everything, and is to join its group anew.
+///
+/// 1. The process stands still for longer than the pulse allows and less than the broker's session: all is lost here, and
+///    the group has not noticed.
+/// 2. It subscribes again while its client still has the old assignment, and states that as its own.
+/// 3. The group gives it the same, so there is nothing to be assigned and no event: those partitions are the member's, for
+///    as long as it lives, and nobody serves them.
+#[derive(Debug)]
+pub(crate) struct JoinAnew {
+    at_last: Instant,
+}
+
+impl JoinAnew {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            at_last: now + JOIN_ANEW_MAX,
+        }
+    }
+
+    /// Whether it may subscribe, while its client holds so many partitions (`None` where it does not say): once it has given
+    /// everything back. A client that never does must not keep the member out for ever.
+    pub(crate) fn is_due(&self, held: Option<usize>, now: Instant) -> bool {
+        held == Some(0) || now >= self.at_last
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,5 +138,21 @@ mod tests {
         assert!(pulse.is_stale(at(6_001)));
         assert_eq!(pulse.beat(at(6_001)), Duration::from_millis(6_001));
         assert!(!pulse.is_stale(at(6_001)));
+    }
+
+    #[test]
+    fn a_member_that_stood_still_joins_anew_only_once_it_has_given_everything_back() {
+        let start = crate::clock::now();
+        let joins = JoinAnew::new(start);
+        let at = |ms| start + Duration::from_millis(ms);
+        assert!(
+            !joins.is_due(Some(1), at(0)),
+            "it would be given the same, unheard"
+        );
+        assert!(!joins.is_due(None, at(0)), "nobody knows what it holds");
+        assert!(joins.is_due(Some(0), at(0)));
+        assert!(!joins.is_due(Some(1), at(4_999)));
+        assert!(joins.is_due(Some(1), at(5_000)), "not for ever");
+        assert!(joins.is_due(None, at(5_000)));
     }
 }

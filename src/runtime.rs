@@ -32,7 +32,7 @@ use crate::pulse::{Progress, Pulse, Unserved};
 use crate::store::lookups::Lookups;
 use crate::sweep::Sweeper;
 use crate::token::Extractor;
-use opening::{Counts, Growth, Opened, Unclosed, open};
+use opening::{Counts, Growth, Opened, Unclosed, open, without_corrupt_copy};
 use replicating::{Helpers, JournalThread, arrive, rebuild, replicate};
 
 mod opening;
@@ -54,6 +54,9 @@ pub(crate) async fn run(
     handled: BTreeMap<String, Handled>,
     stop: impl Future<Output = ()>,
 ) -> Result<Summary, Error> {
+    for odd in crate::config::warnings(&settings) {
+        tracing::warn!("{odd}");
+    }
     let settings = Arc::new(settings);
     let (reported, unserved) = watch::channel(Unserved::default());
     let readiness = Arc::new(Readiness::new(unserved));
@@ -120,8 +123,7 @@ pub(crate) async fn run(
         None => Ok(()),
     };
     match (failure, outcome) {
-        (Some(error), _) => Err(error),
-        (None, Err(error)) => Err(error),
+        (Some(error), _) | (None, Err(error)) => Err(without_corrupt_copy(&settings, error)),
         (None, Ok(balances)) => closed.map(|()| Summary { balances }).map_err(Error::from),
     }
 }

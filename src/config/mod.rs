@@ -25,6 +25,8 @@ mod values;
 pub use check::{check, warnings};
 pub use env::env;
 pub use error::{Error, Place, Problem};
+#[cfg(feature = "kafka")]
+pub(crate) use kafka::is_by_broker;
 pub use keys::{file, parse};
 pub use layer::{
     AdminLayer, DeadLetterLayer, Layer, LimitsLayer, Listen, MismatchLayer, RetryLayer, TopicLayer,

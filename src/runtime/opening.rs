@@ -111,6 +111,22 @@ pub(super) fn open(settings: &Arc<Settings>) -> Result<Opened, Error> {
     })
 }
 
+/// A copy that turned out to be corrupt while the consumer ran is out of the way of the next start, which would meet the
+/// same again. Called when the store is closed.
+pub(super) fn without_corrupt_copy(settings: &Settings, error: Error) -> Error {
+    match error {
+        Error::Store(crate::store::Error::Corrupt { path, what })
+            if settings.durability == Durability::Replicated =>
+        {
+            match set_aside(&path) {
+                Ok(aside) => crate::store::Error::CorruptCopy { path, what, aside }.into(),
+                Err(error) => error,
+            }
+        }
+        error => error,
+    }
+}
+
 /// Moves a directory out of the way, beside where it was. One such copy is kept.
 fn set_aside(path: &Path) -> Result<PathBuf, Error> {
     let mut name = path.as_os_str().to_owned();

@@ -388,6 +388,19 @@ pub enum Error {
         /// What the storage engine said.
         what: String,
     },
+    /// The files of a replicated consumer turned out to be damaged while it ran. hapax stopped, and moved the directory out
+    /// of the way: it is a copy. Start again; whoever wants to know why looks at the disk.
+    #[error(
+        "state directory {path} is corrupt: {what}; it was moved to {aside}, and the next start reads all of it from the changelogs"
+    )]
+    CorruptCopy {
+        /// The directory.
+        path: PathBuf,
+        /// What the storage engine said.
+        what: String,
+        /// Where it is now.
+        aside: PathBuf,
+    },
     /// A later hapax wrote the store. hapax changed nothing. Run that version, or another `state_dir`.
     #[error(
         "state directory {path} has format {found}, this hapax reads up to {known}; run the version that wrote it"

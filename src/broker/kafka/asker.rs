@@ -11,8 +11,10 @@ use std::thread;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
+use super::rights::missing;
 use super::{ANSWER_MAX, unreachable};
 use crate::arrivals::Questions;
 use crate::assignments::Facts;
@@ -76,7 +78,7 @@ impl Questions for Asker {
         self.grow(&partitions)?;
         let settings = &self.parts.settings;
         let committed = self.client.committed_offsets(list(&partitions), at_most);
-        let committed = committed.map_err(unreachable(settings, "asking for committed offsets"))?;
+        let committed = committed.map_err(unanswered(settings, "asking for committed offsets"))?;
         facts(settings, &self.client, &partitions, &committed, at_most)
     }
 }
@@ -89,6 +91,14 @@ pub(crate) fn committed(settings: &Settings, partitions: &[(String, i32)]) -> Re
     let client = client(settings)?;
     let committed = super::admin::committed(settings, &client, &list(partitions))?;
     facts(settings, &client, partitions, &committed, ANSWER_MAX)
+}
+
+/// A question without an answer: nobody was there, or nobody may ask.
+fn unanswered(settings: &Settings, what: &'static str) -> impl FnOnce(KafkaError) -> broker::Error {
+    move |error| match missing(error.rdkafka_error_code()) {
+        Some(right) => right.error(settings, crate::error::chain(&error)),
+        None => unreachable(settings, what)(error),
+    }
 }
 
 fn client(settings: &Settings) -> Result<BaseConsumer, Error> {
@@ -125,7 +135,7 @@ fn facts(
         let mut asked = 0;
         let (low, high) = loop {
             let ends = client.fetch_watermarks(topic, *partition, at_most);
-            let (low, high) = ends.map_err(unreachable(settings, "asking for the ends of the log"))?;
+            let (low, high) = ends.map_err(unanswered(settings, "asking for the ends of the log"))?;
             asked += 1;
             if high >= least || asked >= END_ASKED_MAX {
                 break (low, high);

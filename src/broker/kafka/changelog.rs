@@ -18,6 +18,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::raw::{Message, RawQueue};
+use super::rights::Right;
 use super::signal::Signal;
 use super::{ANSWER_MAX, unreachable};
 use crate::broker::Error;
@@ -57,6 +58,8 @@ pub(super) enum Read<'a> {
 pub(super) enum Unread<'a> {
     /// What is asked for is not in the log any more.
     Gone(&'a str),
+    /// It may not be read.
+    NoRight(&'a str),
     Failed(&'a str),
 }
 
@@ -160,19 +163,23 @@ pub(super) fn read<E: From<Error>>(
     stop: &dyn Fn() -> bool,
     each: impl FnMut(Read<'_>) -> Result<(), E>,
 ) -> Result<bool, E> {
+    let failed = failed(settings);
     read_with(&config(settings, spans.len()), &failed, spans, stop, each)
 }
 
 /// What it means that a changelog cannot be read.
-pub(super) fn failed(span: &Span, what: Unread<'_>) -> Error {
-    let (topic, partition) = (span.topic.clone(), span.partition);
-    match what {
-        Unread::Gone(_) => Error::ChangelogTrimmed { topic, partition },
-        Unread::Failed(why) => Error::ChangelogRead {
-            topic,
-            partition,
-            why: why.to_owned(),
-        },
+pub(super) fn failed(settings: &Settings) -> impl Fn(&Span, Unread<'_>) -> Error {
+    |span, what| {
+        let (topic, partition) = (span.topic.clone(), span.partition);
+        match what {
+            Unread::Gone(_) => Error::ChangelogTrimmed { topic, partition },
+            Unread::NoRight(why) => Right::Changelog(&topic).error(settings, why.to_owned()),
+            Unread::Failed(why) => Error::ChangelogRead {
+                topic,
+                partition,
+                why: why.to_owned(),
+            },
+        }
     }
 }
 
@@ -201,6 +208,7 @@ pub(super) fn read_with<E: From<Error>>(
     if left.is_empty() {
         return Ok(true);
     }
+    use RDKafkaErrorCode::{AutoOffsetReset, PartitionEOF, TopicAuthorizationFailed};
     let refused = |error: rdkafka::error::KafkaError| Error::Config(crate::error::chain(&error));
     let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet).map_err(refused)?;
     let consumer = Arc::new(consumer);
@@ -235,6 +243,9 @@ pub(super) fn read_with<E: From<Error>>(
         // Serves the client's own errors; messages do not come this way.
         if let Some(Err(error)) = consumer.poll(Duration::ZERO) {
             tracing::debug!(why = %crate::error::chain(&error), "reading");
+            if let (Some(TopicAuthorizationFailed), Some(of)) = (error.rdkafka_error_code(), open.first()) {
+                return Err(failed(&of.span, Unread::NoRight(&crate::error::chain(&error))).into());
+            }
         }
         let mut read_any = false;
         let mut ended = Vec::new();
@@ -251,7 +262,7 @@ pub(super) fn read_with<E: From<Error>>(
                     }
                     Err(at) => match at.error.rdkafka_error_code() {
                         // The end of what is committed, which may have hidden the rest until now.
-                        Some(RDKafkaErrorCode::PartitionEOF) => {
+                        Some(PartitionEOF) => {
                             of.next = of.next.max(at.offset.0);
                             if of.span.to == Span::TAIL {
                                 each(Read::Stands {
@@ -260,9 +271,13 @@ pub(super) fn read_with<E: From<Error>>(
                                 })?;
                             }
                         }
-                        Some(RDKafkaErrorCode::AutoOffsetReset) => {
+                        Some(AutoOffsetReset) => {
                             let why = crate::error::chain(&at.error);
                             return Err(failed(&of.span, Unread::Gone(&why)).into());
+                        }
+                        Some(TopicAuthorizationFailed) => {
+                            let why = crate::error::chain(&at.error);
+                            return Err(failed(&of.span, Unread::NoRight(&why)).into());
                         }
                         // What the client cannot mend comes back, and the reader goes on waiting.
                         _ => {

@@ -24,15 +24,16 @@ use super::properties::consumer_config;
 use super::rebalance::{First, Strays};
 use super::rebuilding::Rebuilding;
 use super::replication::Replication;
+use super::rights::missing;
 use super::signal::Signal;
 use super::take::{BATCH_MESSAGES_MAX, Queue, Taken, take};
 use crate::assignments::Assignments;
 use crate::broker;
-use crate::clock::{self, Instant};
+use crate::clock;
 use crate::commits::Due;
 use crate::config::Settings;
 use crate::error::Error;
-use crate::pulse::{Progress, Pulse, Unserved};
+use crate::pulse::{JoinAnew, Progress, Pulse, Unserved};
 use crate::store::PartitionId;
 
 /// How long the thread rests where nothing wakes it: bounds how late the main queue is served.
@@ -40,9 +41,6 @@ const REST: Duration = Duration::from_millis(10);
 
 /// How long tasks that were cancelled may take to close their books. One whose handler blocks its thread takes longer.
 const ENDING_MAX: Duration = Duration::from_secs(2);
-
-/// How long the client may take to give back what was lost, before the group is joined anew all the same.
-const JOIN_ANEW_MAX: Duration = Duration::from_secs(5);
 
 /// Closing a consumer can hang where Kafka is away: after this it is left behind.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
@@ -67,8 +65,8 @@ pub(crate) struct PollThread {
     /// Where cold partitions are to be rebuilt.
     pub(super) rebuilding: Option<Rebuilding>,
     pub(super) strays: Strays,
-    /// Everything was lost, and the group is to be joined anew; at the latest at that instant.
-    joins_anew: Option<Instant>,
+    /// Everything was lost, and the group is to be joined anew.
+    joins_anew: Option<JoinAnew>,
     pub(super) reported: tokio::sync::watch::Sender<Unserved>,
     progress: Progress,
 }
@@ -218,15 +216,14 @@ impl PollThread {
         );
         // Where the broker has not noticed, the partitions would stay assigned and unserved: join anew.
         self.consumer.unsubscribe();
-        self.joins_anew = Some(clock::now() + JOIN_ANEW_MAX);
+        self.joins_anew = Some(JoinAnew::new(clock::now()));
     }
 
-    /// Subscribes again once the client has given back everything. Before that it would join with what it had, be given the
-    /// same by the group, and say nothing of it: those partitions would stay assigned and unserved.
+    /// Subscribes again, where everything was lost and it is time.
     fn join_anew(&mut self) {
-        let Some(deadline) = self.joins_anew else { return };
-        let is_empty = self.consumer.assignment().is_ok_and(|list| list.count() == 0);
-        if !is_empty && clock::now() < deadline {
+        let Some(joins) = &self.joins_anew else { return };
+        let held = self.consumer.assignment().ok().map(|list| list.count());
+        if !joins.is_due(held, clock::now()) {
             return;
         }
         self.joins_anew = None;
@@ -276,6 +273,13 @@ impl PollThread {
     fn client_error(&mut self, error: &KafkaError) -> Result<(), Error> {
         use RDKafkaErrorCode::{AutoOffsetReset, PollExceeded};
         let why = crate::error::chain(error);
+        // What is handed over says that it is fatal; the client knows why.
+        if let Some((code, why)) = self.consumer.client().fatal_error() {
+            return Err(self.failed_for_good(code, why).into());
+        }
+        if let Some(right) = missing(error.rdkafka_error_code()) {
+            return Err(right.error(&self.settings, why).into());
+        }
         match (error, error.rdkafka_error_code()) {
             (KafkaError::MessageConsumptionFatal(_), _) => Err(broker::Error::Fatal(why).into()),
             (_, Some(AutoOffsetReset)) => Err(broker::Error::Fatal(format!(
@@ -291,6 +295,22 @@ impl PollThread {
                 tracing::warn!(%why, "kafka");
                 Ok(())
             }
+        }
+    }
+
+    fn failed_for_good(&self, code: RDKafkaErrorCode, why: String) -> broker::Error {
+        use RDKafkaErrorCode::{FencedInstanceId, UnreleasedInstanceId};
+        match (code, self.settings.kafka.get("group.instance.id")) {
+            // The classic protocol keeps the later one, KIP-848 the earlier.
+            (FencedInstanceId | UnreleasedInstanceId, Some(instance)) => broker::Error::Instance {
+                group: self.settings.group.clone(),
+                instance: instance.clone(),
+                why,
+            },
+            (code, _) => match missing(Some(code)) {
+                Some(right) => right.error(&self.settings, why),
+                None => broker::Error::Fatal(why),
+            },
         }
     }
 

@@ -222,7 +222,7 @@ fn ask<T>(
 }
 
 pub(super) fn unreadable(span: &Span, what: Unread<'_>) -> broker::Error {
-    let (Unread::Gone(why) | Unread::Failed(why)) = what;
+    let (Unread::Gone(why) | Unread::NoRight(why) | Unread::Failed(why)) = what;
     broker::Error::Rebuild {
         topic: span.topic.clone(),
         partition: span.partition,

@@ -276,7 +276,8 @@ impl Work {
                 Read::End { .. } => Ok(()),
             }
         };
-        changelog::read_with(&config, &changelog::failed, spans, &stop, each).map(drop)
+        let failed = changelog::failed(&self.settings);
+        changelog::read_with(&config, &failed, spans, &stop, each).map(drop)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Nothing here waits in slices: the client library's `flush` costs 100 ms a transaction, so this waits for the delivery
 //! reports itself, and commits when all of them are there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::changelog::{self, Read, Span};
 use super::member::Member;
+use super::rights::{Right, missing};
 use crate::broker::{CommitMark, Error, Letter};
 use crate::clock::{self, Instant};
 use crate::config::Settings;
@@ -92,9 +93,14 @@ impl KafkaTransactions {
         let producer: ThreadedProducer<Deliveries> = config
             .create_with_context(Deliveries::default())
             .map_err(refused)?;
-        producer
-            .init_transactions(*timeout)
-            .map_err(super::unreachable(settings, "preparing transactions"))?;
+        producer.init_transactions(*timeout).map_err(|error| {
+            let cause = Cause::Kafka(error);
+            match (missing(cause.code()), cause) {
+                (Some(right), cause) => right.error(settings, cause.text()),
+                (None, Cause::Kafka(error)) => super::unreachable(settings, "preparing transactions")(error),
+                (None, cause) => Error::Config(cause.text()),
+            }
+        })?;
         self.producer = Some(producer);
         self.unique = Session::create().0;
         Ok(())
@@ -123,11 +129,13 @@ impl KafkaTransactions {
             send_letter(producer, letter, transaction, deadline)?;
         }
         crate::crash::point("in-transaction");
-        let written = deliveries.wait(deadline)?;
+        let written = wait(producer, deadline)?;
         self.goes_on(&written)?;
         crate::crash::point("before-offsets");
         if !crate::crash::is_off("offsets") || have_moved(group) {
-            producer.send_offsets_to_transaction(&self.offsets(group)?, member, left(deadline))?;
+            producer
+                .send_offsets_to_transaction(&self.offsets(group)?, member, left(deadline))
+                .map_err(Cause::Offsets)?;
         }
         crate::crash::point("before-commit-transaction");
         producer
@@ -213,6 +221,26 @@ impl KafkaTransactions {
         key
     }
 
+    /// What went wrong, with the right that is missing where that is it.
+    fn why(&self, cause: &Cause, group: &Group) -> String {
+        let ids = group.frames.iter().map(|(id, _)| id);
+        let changelogs = ids
+            .filter_map(|id| self.parts.topics.get(&id.topic))
+            .map(|names| &names.changelog);
+        let letters = group.letters.iter().map(|letter| &letter.topic);
+        let written: BTreeSet<_> = changelogs.chain(letters).map(String::as_str).collect();
+        let written: Vec<_> = written.into_iter().collect();
+        let right = match (cause, missing(cause.code())) {
+            // Offsets take the right to read what they are of; the rest is written.
+            (Cause::Kafka(_), Some(Right::Inputs)) => Some(Right::Write(&written)),
+            (_, right) => right,
+        };
+        match right {
+            Some(right) => crate::error::chain(&right.error(&self.parts.settings, cause.text())),
+            None => cause.text(),
+        }
+    }
+
     fn names(&self, id: PartitionId) -> Result<&Names, Cause> {
         let names = self.parts.topics.get(&id.topic);
         names.ok_or_else(|| Cause::Refused(format!("{id:?} has no changelog")))
@@ -251,37 +279,40 @@ impl Transactions for KafkaTransactions {
         };
         self.parts.member.note(cause.code());
         let gone = self.look_again(producer, &cause);
-        let why = gone.clone().unwrap_or_else(|| cause.text());
-        if gone.is_some() {
+        if let Some(why) = gone {
             // Nothing is left that could be aborted, but the offsets; the broker does it.
             return Err(Failed::Refused(why));
         }
+        let why = self.why(&cause, group);
         let is_over = match &cause {
             // Begun, and not committed: to be aborted, unless the producer is done for.
-            Cause::Kafka(KafkaError::Transaction(error)) | Cause::Commit(KafkaError::Transaction(error)) => {
+            Cause::Kafka(KafkaError::Transaction(error))
+            | Cause::Offsets(KafkaError::Transaction(error))
+            | Cause::Commit(KafkaError::Transaction(error)) => {
                 if error.is_fatal() {
                     return Err(Failed::Unknown(why));
                 }
                 // A commit that only took too long may still end either way.
-                matches!(cause, Cause::Kafka(_)) || error.txn_requires_abort()
+                !matches!(cause, Cause::Commit(_)) || error.txn_requires_abort()
             }
             Cause::Commit(_) => false,
-            Cause::Kafka(_) | Cause::Refused(_) | Cause::Late(_) => true,
+            Cause::Kafka(_) | Cause::Offsets(_) | Cause::Refused(_) | Cause::Late(_) => true,
         };
         if !is_over {
             return Err(Failed::Unknown(why));
         }
-        if let Err(error) = producer.abort_transaction(self.parts.timeout) {
-            return Err(Failed::Unknown(format!(
+        let aborted = producer.abort_transaction(self.parts.timeout);
+        // Whatever became of it: it was not committed, and would not be the next time.
+        if matches!(cause, Cause::Refused(_)) || cause.is_hopeless() {
+            return Err(Failed::Refused(why));
+        }
+        match aborted {
+            Ok(()) => Err(Failed::Aborted(why)),
+            Err(error) => Err(Failed::Unknown(format!(
                 "{why}; then aborting: {}",
                 crate::error::chain(&error)
-            )));
+            ))),
         }
-        Err(match cause {
-            Cause::Refused(why) => Failed::Refused(why),
-            _ if cause.is_hopeless() => Failed::Refused(why),
-            _ => Failed::Aborted(why),
-        })
     }
 
     fn renew(&mut self) -> Result<(), String> {
@@ -330,6 +361,8 @@ impl Transactions for KafkaTransactions {
 /// Why a transaction was not committed.
 enum Cause {
     Kafka(KafkaError),
+    /// Stating the offsets.
+    Offsets(KafkaError),
     /// The commit itself: it may have happened.
     Commit(KafkaError),
     Refused(String),
@@ -346,17 +379,17 @@ impl From<KafkaError> for Cause {
 impl Cause {
     fn code(&self) -> Option<RDKafkaErrorCode> {
         match self {
-            Self::Kafka(KafkaError::Transaction(error)) | Self::Commit(KafkaError::Transaction(error)) => {
-                Some(error.code())
-            }
-            Self::Kafka(error) | Self::Commit(error) => error.rdkafka_error_code(),
+            Self::Kafka(KafkaError::Transaction(error))
+            | Self::Offsets(KafkaError::Transaction(error))
+            | Self::Commit(KafkaError::Transaction(error)) => Some(error.code()),
+            Self::Kafka(error) | Self::Offsets(error) | Self::Commit(error) => error.rdkafka_error_code(),
             Self::Refused(_) | Self::Late(_) => None,
         }
     }
 
     fn text(&self) -> String {
         match self {
-            Self::Kafka(error) | Self::Commit(error) => crate::error::chain(error),
+            Self::Kafka(error) | Self::Offsets(error) | Self::Commit(error) => crate::error::chain(error),
             Self::Refused(why) | Self::Late(why) => why.clone(),
         }
     }
@@ -398,6 +431,32 @@ fn have_moved(group: &Group) -> bool {
     group.points.iter().fold(false, |moved, (id, point)| {
         moved | (last.insert(*id, point.next.0) != Some(point.next.0))
     })
+}
+
+/// Between two looks at whether the client has given a transaction up.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Waits until everything that was sent is acknowledged, and says where each partition goes on. A client that has given the
+/// transaction up, as where a topic may not be written to, keeps the messages or purges them, and says why when it is asked.
+fn wait(
+    producer: &ThreadedProducer<Deliveries>,
+    deadline: Instant,
+) -> Result<BTreeMap<(String, i32), i64>, Cause> {
+    loop {
+        let now = clock::now();
+        let cause = match producer.context().wait(deadline.min(now + LOOK_EVERY)) {
+            Ok(written) => return Ok(written),
+            Err(cause) => cause,
+        };
+        // It cannot begin inside a transaction; what it answers tells how that one is.
+        match producer.begin_transaction() {
+            Err(KafkaError::Transaction(error)) if error.is_fatal() || error.txn_requires_abort() => {
+                return Err(Cause::Kafka(KafkaError::Transaction(error)));
+            }
+            _ if matches!(cause, Cause::Late(_)) && now < deadline => {}
+            _ => return Err(cause),
+        }
+    }
 }
 
 fn left(deadline: Instant) -> Duration {

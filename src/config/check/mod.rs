@@ -50,6 +50,7 @@ pub fn warnings(settings: &Settings) -> Vec<Problem> {
     found
         .key("cold", settings.cold.name())
         .when(settings.cold == Cold::Run, why, fix);
+    found.problems.extend(kafka::warn(&settings.kafka));
     if settings.durability == Durability::Replicated {
         replicated::warn(settings, &mut found);
     }
@@ -306,6 +307,10 @@ mod tests {
         assert_eq!(warnings(&settle("").unwrap()), []);
         let odd = [
             ("cold = \"run\"", "cold"),
+            (
+                "kafka.\"group.protocol\" = \"consumer\"",
+                "kafka.\"group.protocol\"",
+            ),
             ("topics.orders.deadline = \"11s\"", "topics.orders.deadline"),
             ("topics.orders.window = \"1h\"", "topics.orders.window"),
             ("topics.orders.mode = \"observe\"", "topics.orders.mode"),
