@@ -3,6 +3,9 @@
 //! The peer is a producer of the test's own that sends an offset of the group in a transaction and then does nothing, as a
 //! member does that died or froze. Kafka then tells nobody what that partition's commit is. What stays with a member, and
 //! what else comes to it, must be served meanwhile.
+//!
+//! Seen to fail: with nothing taken while something is arriving, as it was when the poll thread asked: "a message of every other
+//! partition: not within 60s".
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! A changelog topic that is deleted: while the group is stopped, and while it runs. Its states are gone; what is left is the
 //! committed offset, and that alone says nothing of what was done.
+//!
+//! Seen to fail: with `KafkaTransactions::look_again` made to answer `None`: "it ends by itself: not within 120s".
 
 use std::path::Path;
 use std::time::Duration;

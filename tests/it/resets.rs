@@ -2,6 +2,8 @@
 //!
 //! That tool commits without metadata while the group is stopped, which is what the test does with a client of its own. What
 //! hapax makes of it is judged by its log, by what its handler did, and by the books.
+//!
+//! Seen to fail: with `Rules::set_back` made to answer `None`: "a warning: not within 60s".
 
 use std::path::Path;
 use std::time::Duration;
