@@ -474,7 +474,7 @@ pub fn partitions_are_those_with_work_or_a_position(mut medium: impl Medium) {
     apply(&store, ended, |changes| changes.opened.push(begun(1, 1)));
     apply(&store, ended, |changes| changes.removed.push((key(1), Offset(1))));
     let begun_copy = partition(&store, "orders", 7);
-    store.apply_logged(&[], &[(begun_copy, 3)]).unwrap();
+    store.apply_restored(&[], &[(begun_copy, 3)]).unwrap();
     let mut expected = [positioned, working, begun_copy];
     expected.sort_unstable();
     assert_eq!(store.partitions().unwrap(), expected);
