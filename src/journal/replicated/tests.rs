@@ -277,7 +277,10 @@ fn the_gates_are_asked_after_the_member() {
     let rig = Rig::new(&script, LONG);
     let acks = rig.submit(1, &lost, 20);
     assert!(rig.journal.settle());
-    assert_eq!((acks.state(), rig.known(1)), (Err(Failure::Fenced), (None, Some(0))));
+    assert_eq!(
+        (acks.state(), rig.known(1)),
+        (Err(Failure::Fenced), (None, Some(0)))
+    );
     let acks = rig.submit(0, &kept, 10);
     assert!(rig.journal.settle());
     assert_eq!((acks.state(), script.log()), (Ok(1), vec![vec![0]]));
