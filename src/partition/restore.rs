@@ -61,6 +61,8 @@ impl Partition {
                 if let Some(work) = self.works.get_mut(id) {
                     work.may_have_applied = !not_applied;
                     work.in_doubt = !not_applied;
+                    // Begun again in every class, so that one that keeps killing the process is counted.
+                    work.suspect = true;
                 }
                 self.ready.push_back(id);
             }

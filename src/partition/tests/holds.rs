@@ -90,7 +90,7 @@ fn later_messages_of_its_key_are_held_behind_it_and_run_in_order() {
     paused(async {
         for (after, order) in [
             (AfterHold::BlockKey, vec![2, 0, 1, 4, 5]),
-            (AfterHold::Release, vec![1, 2, 4, 5, 0]),
+            (AfterHold::Release, vec![2, 1, 4, 5, 0]),
         ] {
             let script = back_after(2);
             let mut rig = patient(Class::NonIdempotent, &script, |policy| policy.after_hold = after);
