@@ -6,14 +6,14 @@
 # --messages N       in the topic that the contestants read (2000000)
 # --rounds N         how often each contestant runs; figures are medians (3)
 # --only NAME        only that: micro, bare, bare_defaults, local, replicated, non_idempotent,
-#                    replicated_non_idempotent, streams_alo, streams_eos, restore, streams_restore, reopen_10m, rss_200_partitions; may be repeated. A target is asked for only where its figures were measured
+#                    replicated_non_idempotent, streams_alo, streams_eos, restore, streams_restore, reopen_10m, rss_200_partitions, latency, rolling_restart; may be repeated. A target is asked for only where its figures were measured
 # --reopen-tokens N  tokens of the store that is reopened (10000000)
 # --wide-messages N  in the topic of 200 partitions (1000000)
 #
 # Ends with a line for each figure, `bench NAME VALUE UNIT`. Exit codes: 0 all targets reached, 1 one was missed or a
 # contestant failed (the line says which), 2 wrong usage, 3 Java 17 or Maven is missing.
 #
-# It needs about 5 GB of disk and 15 minutes. Everything that it makes lies in one folder beside the cache, on a real
+# It needs about 5 GB of disk and 20 minutes. Everything that it makes lies in one folder beside the cache, on a real
 # disk, and is removed at the end; where the folder for temporary files is memory, syncs would cost nothing there.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."

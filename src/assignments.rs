@@ -249,6 +249,15 @@ impl Assignments {
                 tracing::warn!(%topic, partition = id.partition, %why, "the window is cold, and served as such");
             }
         }
+        if let Some(from) = self.rules.set_back(known.position, facts) {
+            let to = start.next;
+            tracing::warn!(
+                %topic, partition = id.partition, %from, %to, messages = from.0 - to.0,
+                "the group's offset was set back: those messages come again; whatever has an outcome that is still remembered \
+                 is suppressed as a redelivery or a duplicate, and the rest runs; to have all of them run again, set the offsets \
+                 of another group, and run under its name: it remembers nothing"
+            );
+        }
         let gate = Gate::mint(Fence(known.fence));
         let rebuild = rebuilds.then(|| Plan {
             id,

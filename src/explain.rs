@@ -8,7 +8,7 @@ mod failures;
 use crate::class::Class;
 use crate::config::{
     AfterFailure, AfterHold, Cold, Concurrency, Durability, Expired, MissingToken, Mode, OnMismatch, Overall,
-    Settings, Start, TokenSource, TopicPolicy, show_duration, warnings,
+    Settings, Standby, Start, TokenSource, TopicPolicy, show_duration, warnings,
 };
 
 /// Bytes on disk of one token with a plain outcome; `bench bytes_per_key` measures it.
@@ -107,6 +107,7 @@ fn process(settings: &Settings, page: &mut Page) {
                 show_duration(settings.transaction_timeout())
             ),
         );
+        page.row("copies of others' windows", failures::copies(settings.standby));
     }
     let limits = &settings.limits;
     page.row(
@@ -300,6 +301,12 @@ fn disk(settings: &Settings, policy: &TopicPolicy, page: &mut Page) {
     }
     if policy.store_outcome {
         page.row("replies", "come on top, where the handler returns some");
+    }
+    if settings.standby == Standby::All {
+        page.row(
+            "standby = \"all\"",
+            "the rate is that of the whole topic, on the disk of each member; window_bytes counts all of it",
+        );
     }
     if settings.durability == Durability::Replicated {
         page.row(

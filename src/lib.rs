@@ -91,6 +91,7 @@
 pub mod accounts;
 #[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
 mod admin;
+mod arrivals;
 mod assignments;
 mod attempt;
 pub mod backoff;
@@ -105,6 +106,8 @@ mod commits;
 pub mod config;
 #[cfg(all(feature = "rocks", feature = "kafka"))]
 mod consumer;
+#[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
+mod copies;
 pub mod crash;
 pub mod dead_letter;
 pub mod error;
@@ -124,10 +127,12 @@ mod pulse;
 #[cfg_attr(not(feature = "kafka"), allow(dead_code, reason = "driven by the rebuilder"))]
 mod rebuild;
 pub mod record;
-#[cfg_attr(not(feature = "kafka"), expect(dead_code, reason = "driven by the restorer"))]
+#[cfg_attr(not(feature = "kafka"), allow(dead_code, reason = "driven by the restorer"))]
 mod recovery;
 #[cfg(all(feature = "rocks", feature = "kafka"))]
 mod runtime;
+#[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
+mod standby;
 pub mod store;
 #[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
 mod sweep;

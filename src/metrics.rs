@@ -103,6 +103,12 @@ definitions! {
         "Records read from the changelog and written to this disk.";
     RESTORE = "hapax_restore_seconds", Histogram, Seconds, ["topic"],
         "Time to read one partition's changelog, from where this disk stood to its end.";
+    STANDBY_LAG = "hapax_standby_lag", Gauge, Count, ["topic", "partition"],
+        "Offsets of the changelog between this disk's copy of a window that another member owns and the end.";
+    STANDBY_RECORDS = "hapax_standby_records_total", Counter, Count, ["topic"],
+        "Records read from the changelog into copies of windows that other members own.";
+    STANDBY_STOPPED = "hapax_standby_stopped_partitions", Gauge, Count, ["topic"],
+        "Partitions whose copy is not kept up, because their changelog cannot be read.";
     EFFECTIVE_WINDOW = "hapax_effective_window_seconds", Gauge, Seconds, ["topic"],
         "How far back the window reaches now, by log time.";
     WINDOW_BYTES = "hapax_window_bytes", Gauge, Bytes, ["topic"],
@@ -346,6 +352,30 @@ impl RestoreMeters {
 impl Drop for RestoreMeters {
     fn drop(&mut self) {
         self.restoring.decrement(1.0);
+    }
+}
+
+/// The copies of one topic's windows that are kept up for others.
+#[derive(Clone)]
+pub(crate) struct StandbyMeters {
+    topic: String,
+    pub(crate) records: Counter,
+    pub(crate) stopped: Gauge,
+}
+
+impl StandbyMeters {
+    pub(crate) fn new(topic: &str) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            records: metrics::counter!(name::STANDBY_RECORDS, "topic" => topic.to_owned()),
+            stopped: metrics::gauge!(name::STANDBY_STOPPED, "topic" => topic.to_owned()),
+        }
+    }
+
+    /// How far a copy is behind. 0 for one that is not kept any more, because its partition came here.
+    pub(crate) fn lag(&self, partition: i32, offsets: i64) {
+        metrics::gauge!(name::STANDBY_LAG, "topic" => self.topic.clone(), "partition" => partition.to_string())
+            .set(offsets as f64);
     }
 }
 

@@ -5,19 +5,54 @@
 //! next handler before the poll thread has looked at its clock. So a task that finds the pulse stale starts and polls
 //! nothing until the poll thread has turned once, and has either ended the assignment or found everything well.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Instant;
 
 /// What the poll thread serves nothing of, though it was given it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Unserved {
-    /// Partitions that are refused as cold, or because their log is not what it was.
-    pub(crate) refused: usize,
-    /// Partitions that are being restored, until the first ones of the process are.
+    /// Why each partition is refused that is: cold, or its log is not what it was.
+    pub(crate) refused: Vec<String>,
+    /// Partitions of which the broker has not said yet where they start.
+    pub(crate) arriving: usize,
+    /// Partitions whose changelog is being read, or whose fence is on its way there.
     pub(crate) restoring: usize,
+    /// Partitions whose window is being read back from their topic.
+    pub(crate) rebuilding: usize,
+}
+
+/// How far the readings are that partitions wait for. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Progress(Arc<Mutex<Readings>>);
+
+/// By topic and partition: offsets read, and of how many.
+type Readings = BTreeMap<(u16, i32), (i64, i64)>;
+
+impl Progress {
+    fn map(&self) -> MutexGuard<'_, Readings> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So much is read of that topic's partition, of so much.
+    pub(crate) fn note(&self, topic: u16, partition: i32, read: i64, of: i64) {
+        self.map().insert((topic, partition), (read.min(of), of));
+    }
+
+    /// Nothing is read any more.
+    pub(crate) fn clear(&self) {
+        self.map().clear();
+    }
+
+    /// Offsets that are read, and of how many.
+    pub(crate) fn total(&self) -> (i64, i64) {
+        self.map()
+            .values()
+            .fold((0, 0), |(read, of), one| (read + one.0, of + one.1))
+    }
 }
 
 /// Shared by the poll thread, which beats once a turn, and the partition tasks.
@@ -41,11 +76,6 @@ impl Pulse {
         }))
     }
 
-    /// How long the process may stand still before its partitions count as lost.
-    pub(crate) fn session_max(&self) -> Duration {
-        self.0.session_max
-    }
-
     /// The poll thread turned. Returns how long that took since the last time.
     pub(crate) fn beat(&self, now: Instant) -> Duration {
         let now_ms = self.since_start(now);
@@ -66,6 +96,35 @@ impl Pulse {
     }
 }
 
+/// How long the client may take to give back what was lost, before the group is joined anew all the same.
+const JOIN_ANEW_MAX: Duration = Duration::from_secs(5);
+
+/// A member that stood still, has lost everything, and is to join its group anew.
+///
+/// 1. The process stands still for longer than the pulse allows and less than the broker's session: all is lost here, and
+///    the group has not noticed.
+/// 2. It subscribes again while its client still has the old assignment, and states that as its own.
+/// 3. The group gives it the same, so there is nothing to be assigned and no event: those partitions are the member's, for
+///    as long as it lives, and nobody serves them.
+#[derive(Debug)]
+pub(crate) struct JoinAnew {
+    at_last: Instant,
+}
+
+impl JoinAnew {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            at_last: now + JOIN_ANEW_MAX,
+        }
+    }
+
+    /// Whether it may subscribe, while its client holds so many partitions (`None` where it does not say): once it has given
+    /// everything back. A client that never does must not keep the member out for ever.
+    pub(crate) fn is_due(&self, held: Option<usize>, now: Instant) -> bool {
+        held == Some(0) || now >= self.at_last
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,5 +138,21 @@ mod tests {
         assert!(pulse.is_stale(at(6_001)));
         assert_eq!(pulse.beat(at(6_001)), Duration::from_millis(6_001));
         assert!(!pulse.is_stale(at(6_001)));
+    }
+
+    #[test]
+    fn a_member_that_stood_still_joins_anew_only_once_it_has_given_everything_back() {
+        let start = crate::clock::now();
+        let joins = JoinAnew::new(start);
+        let at = |ms| start + Duration::from_millis(ms);
+        assert!(
+            !joins.is_due(Some(1), at(0)),
+            "it would be given the same, unheard"
+        );
+        assert!(!joins.is_due(None, at(0)), "nobody knows what it holds");
+        assert!(joins.is_due(Some(0), at(0)));
+        assert!(!joins.is_due(Some(1), at(4_999)));
+        assert!(joins.is_due(Some(1), at(5_000)), "not for ever");
+        assert!(joins.is_due(None, at(5_000)));
     }
 }

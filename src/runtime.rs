@@ -20,20 +20,20 @@ use crate::broker::kafka::properties::session_max;
 use crate::broker::kafka::signal::Signal;
 use crate::clock::{self, Clock};
 use crate::commits::Commits;
-use crate::config::{Cold, Durability, Settings};
+use crate::config::{Cold, Durability, Settings, Standby};
+use crate::copies::Copies;
 use crate::error::Error;
 use crate::journal::Journal;
 use crate::journal::local::Local;
 use crate::limits::{Budget, Waker};
 use crate::metrics::TopicMeters;
 use crate::partition::Wiring;
-use crate::pulse::{Pulse, Unserved};
+use crate::pulse::{Progress, Pulse, Unserved};
 use crate::store::lookups::Lookups;
 use crate::sweep::Sweeper;
 use crate::token::Extractor;
-use crate::trim::Trimmer;
-use opening::{Unclosed, open};
-use replicating::{JournalThread, rebuild, replicate};
+use opening::{Counts, Growth, Opened, Unclosed, open, without_corrupt_copy};
+use replicating::{Helpers, JournalThread, arrive, rebuild, replicate};
 
 mod opening;
 mod replicating;
@@ -54,6 +54,9 @@ pub(crate) async fn run(
     handled: BTreeMap<String, Handled>,
     stop: impl Future<Output = ()>,
 ) -> Result<Summary, Error> {
+    for odd in crate::config::warnings(&settings) {
+        tracing::warn!("{odd}");
+    }
     let settings = Arc::new(settings);
     let (reported, unserved) = watch::channel(Unserved::default());
     let readiness = Arc::new(Readiness::new(unserved));
@@ -71,7 +74,11 @@ pub(crate) async fn run(
         // Opening is not cancellable: on a blocking thread a dropped future leaves it to finish and close by itself.
         tokio::task::spawn_blocking(move || open(&settings))
     };
-    let (store, partitions) = opening
+    let Opened {
+        store,
+        counts,
+        growth,
+    } = opening
         .await
         .map_err(|error| Error::Internal(format!("opening the store: {error}")))??;
 
@@ -79,8 +86,10 @@ pub(crate) async fn run(
     let pulse = Pulse::new(clock::now(), session_max(&settings));
     readiness.feel(pulse.clone());
     let poll = Poll {
-        partitions,
+        counts,
+        growth,
         pulse,
+        progress: readiness.progress(),
         reported,
         failures,
     };
@@ -114,8 +123,7 @@ pub(crate) async fn run(
         None => Ok(()),
     };
     match (failure, outcome) {
-        (Some(error), _) => Err(error),
-        (None, Err(error)) => Err(error),
+        (Some(error), _) | (None, Err(error)) => Err(without_corrupt_copy(&settings, error)),
         (None, Ok(balances)) => closed.map(|()| Summary { balances }).map_err(Error::from),
     }
 }
@@ -149,7 +157,7 @@ impl Drop for Running {
 struct Ending {
     poll: thread::JoinHandle<()>,
     sweeper: Sweeper,
-    trimmer: Option<Trimmer>,
+    helpers: Option<Helpers>,
     journal: JournalThread,
     lookups: thread::JoinHandle<()>,
     store: Unclosed,
@@ -160,7 +168,7 @@ impl Ending {
     fn end(self) -> Result<(), crate::store::Error> {
         let _ = self.poll.join();
         drop(self.sweeper);
-        drop(self.trimmer);
+        drop(self.helpers);
         self.journal.join();
         let _ = self.lookups.join();
         self.store.close()
@@ -171,9 +179,10 @@ type Polled = oneshot::Receiver<Result<Vec<Balance>, Error>>;
 
 /// What the poll thread starts with.
 struct Poll {
-    /// How many partitions the topics have in all.
-    partitions: usize,
+    counts: Counts,
+    growth: Growth,
     pulse: Pulse,
+    progress: Progress,
     reported: watch::Sender<Unserved>,
     /// Why the consumer has to stop, from whichever thread met it first.
     failures: mpsc::UnboundedSender<Error>,
@@ -190,11 +199,17 @@ fn start(
         return Err(Error::Internal("the store was closed before it was used".into()));
     };
     let Poll {
-        partitions,
+        counts,
+        growth,
         pulse,
+        progress,
         reported,
         failures,
     } = poll;
+    let partitions = counts
+        .values()
+        .map(|count| usize::try_from(*count).unwrap_or(0))
+        .sum();
     let no_thread = |what| move |source| Error::Thread { what, source };
     let signal = Arc::new(Signal::default());
     let broken = failures.clone();
@@ -202,7 +217,8 @@ fn start(
         let _ = broken.send(Error::Journal(why));
     };
     let commits = Commits::default();
-    let (journal, journal_thread, replication, trimmer) = match settings.durability {
+    let copies = Copies::new(settings.standby == Standby::All);
+    let (journal, journal_thread, replication, helpers) = match settings.durability {
         Durability::Local => {
             let started = Local::start(Arc::clone(&store), broken);
             let (journal, thread) = started.map_err(no_thread("the journal"))?;
@@ -210,17 +226,18 @@ fn start(
             (journal, JournalThread::Local(thread), None, None)
         }
         Durability::Replicated => {
-            let made = replicate(settings, &store, &signal, &commits, broken)?;
-            let (journal, threads, replication, trimmer) = made;
+            let made = replicate(settings, &store, &signal, &commits, &copies, &progress, broken)?;
+            let (journal, threads, replication, helpers) = made;
             let journal: Arc<dyn Journal> = Arc::new(journal);
             let threads = JournalThread::Replicated(threads);
-            (journal, threads, Some(replication), Some(trimmer))
+            (journal, threads, Some(replication), Some(helpers))
         }
     };
     let rebuilding = match settings.cold {
-        Cold::Rebuild => Some(rebuild(settings, &store, &signal)?),
+        Cold::Rebuild => Some(rebuild(settings, &store, &signal, &progress)?),
         Cold::Refuse | Cold::Run => None,
     };
+    let arriving = arrive(settings, &store, &signal, counts, growth)?;
     let (lookups, lookups_thread) = Lookups::start(Arc::clone(&store)).map_err(no_thread("look-ups"))?;
     let letters: Arc<dyn Letters> = Arc::new(Producer::new(settings)?);
     let wake = Arc::clone(&signal);
@@ -246,8 +263,14 @@ fn start(
         .values()
         .map(|(id, wiring)| (*id, Arc::clone(wiring)))
         .collect();
-    let sweeper = Sweeper::start(Arc::clone(&store), wirings, commits.clone(), Clock::system())
-        .map_err(no_thread("the sweeper"))?;
+    let sweeper = Sweeper::start(
+        Arc::clone(&store),
+        wirings,
+        commits.clone(),
+        copies,
+        Clock::system(),
+    )
+    .map_err(no_thread("the sweeper"))?;
     let parts = Parts {
         topics,
         store,
@@ -272,6 +295,8 @@ fn start(
                 signal,
                 pulse,
                 reported,
+                progress,
+                arriving,
                 replication,
                 rebuilding,
             };
@@ -283,7 +308,7 @@ fn start(
     let ending = Ending {
         poll: poll.map_err(no_thread("polling"))?,
         sweeper,
-        trimmer,
+        helpers,
         journal: journal_thread,
         lookups: lookups_thread,
         store: unclosed,

@@ -53,13 +53,16 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "engine",
         &[
+            "arrivals",
             "assignments",
             "attempt",
             "commits",
+            "copies",
             "dead_letter",
             "partition",
             "recovery",
             "rebuild",
+            "standby",
             "sweep",
         ],
     ),

@@ -20,10 +20,11 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::broker::Observer;
+use crate::serve::serve;
 use crate::{Result, filled, process};
 
 /// The header that all contestants read the token from.
-const HEADER: &str = "idempotency-key";
+pub(crate) const HEADER: &str = "idempotency-key";
 /// All that was run is recorded and committed within this, or the run has failed.
 const COMMITTED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -75,6 +76,9 @@ pub(crate) enum Kind {
     Fill,
     /// Opens that store, loads its partitions, closes it.
     Reopen,
+    /// hapax until its input is closed: measured from outside.
+    ServeLocal,
+    ServeReplicated,
 }
 
 /// What a contestant came to.
@@ -108,6 +112,8 @@ pub(crate) fn run(task: Task) -> Result<()> {
         }))
         .init();
     let measured = match task.kind {
+        Kind::ServeLocal => return serve(&task, Durability::Local),
+        Kind::ServeReplicated => return serve(&task, Durability::Replicated),
         Kind::Bare => bare(&task),
         Kind::Idempotent => hapax(&task, Class::Idempotent, Durability::Local),
         Kind::NonIdempotent => hapax(&task, Class::NonIdempotent, Durability::Local),
@@ -315,7 +321,7 @@ fn check(summary: &Summary, wanted: u64) -> Result<()> {
     Ok(())
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

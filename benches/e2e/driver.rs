@@ -12,7 +12,7 @@ use crate::broker::Observer;
 use crate::contestants::Measured;
 use crate::figures::{self, Figure, median};
 use crate::stored::{self, Stored};
-use crate::{Result, Run, process, streams};
+use crate::{Result, Run, paced, process, streams};
 
 /// In the order of the first round.
 const CONTESTANTS: [&str; 10] = [
@@ -28,7 +28,10 @@ const CONTESTANTS: [&str; 10] = [
     "streams_restore",
 ];
 /// What is measured once, after the rounds.
-const SINGLE: [&str; 2] = ["reopen_10m", "rss_200_partitions"];
+const SINGLE: [&str; 4] = ["reopen_10m", "rss_200_partitions", "latency", "rolling_restart"];
+
+/// A tenth of what `replicated` makes, where that was not measured in the same run.
+const PACE: f64 = 45_000.0;
 
 /// What hapax sets of librdkafka's fetching, for four partitions; the bare loop has the same, its one queue as much as the
 /// four of hapax together. (`bare_defaults` is the loop as most would write it: once its queue is full, librdkafka waits
@@ -69,6 +72,14 @@ pub(crate) fn run(run: &Run) -> Result<bool> {
     }
     if wanted(run, "rss_200_partitions") {
         figures.push(wide(run)?);
+    }
+    if wanted(run, "latency") {
+        figures.extend(latency(run, &figures)?);
+    }
+    if wanted(run, "rolling_restart") {
+        println!();
+        let state = State::new(run, "rolling")?;
+        figures.extend(paced::rolling(run, &state.0)?);
     }
     println!();
     for figure in &figures {
@@ -335,6 +346,32 @@ fn reopen(run: &Run) -> Result<Vec<Figure>> {
         figure("reopen_10m", closed.seconds, "s"),
         figure("reopen_10m_after_kill", killed.seconds, "s"),
     ])
+}
+
+/// From append to recorded outcome, at a tenth of what the replicated mode can do.
+fn latency(run: &Run, figures: &[Figure]) -> Result<Vec<Figure>> {
+    let measured = figures.iter().find(|figure| figure.name == "replicated");
+    let rate = measured.map_or(PACE, |figure| figure.value / 10.0);
+    println!();
+    let mut found = Vec::new();
+    for (durability, names) in [
+        ("replicated", ["replicated_p50", "replicated_p99"]),
+        ("local", ["local_p50", "local_p99"]),
+    ] {
+        let state = State::new(run, "paced")?;
+        let times = paced::latency(run, durability, rate as u64, &state.0)?;
+        println!(
+            "latency: {durability} at {rate:.0} messages/s: {} ms at the median, {} ms at 99 %, from append to recorded outcome",
+            times[0], times[1]
+        );
+        let figures = names.into_iter().zip(times);
+        found.extend(figures.map(|(name, value)| Figure {
+            name,
+            value,
+            unit: "ms",
+        }));
+    }
+    Ok(found)
 }
 
 /// 200 partitions that all have work, under `memory = "64MiB"`.

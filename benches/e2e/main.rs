@@ -24,7 +24,9 @@ mod driver;
 mod figures;
 #[path = "../filled/mod.rs"]
 mod filled;
+mod paced;
 mod process;
+mod serve;
 mod stored;
 mod streams;
 
@@ -73,7 +75,7 @@ struct Run {
     /// The folder of the Kafka Streams application.
     #[arg(long)]
     streams: PathBuf,
-    /// Only these contestants: bare, bare_defaults, local, replicated, non_idempotent, replicated_non_idempotent, streams_alo, streams_eos, restore, streams_restore, reopen_10m, rss_200_partitions.
+    /// Only these contestants: bare, bare_defaults, local, replicated, non_idempotent, replicated_non_idempotent, streams_alo, streams_eos, restore, streams_restore, reopen_10m, rss_200_partitions, latency, rolling_restart.
     #[arg(long)]
     only: Vec<String>,
 }

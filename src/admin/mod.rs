@@ -135,26 +135,37 @@ mod tests {
         assert_eq!(get(address, "/healthz").0, 200);
         cold.send_replace(Unserved::default());
         assert_eq!(get(address, "/readyz"), (200, "ready\n".to_owned()));
-        let restoring = Unserved {
-            restoring: 1,
+        let coming = Unserved {
+            arriving: 1,
+            restoring: 2,
+            rebuilding: 3,
             ..Unserved::default()
         };
-        cold.send_replace(restoring);
-        assert!(
-            get(address, "/readyz")
-                .1
-                .contains("1 partition is not served yet")
-        );
+        readiness.progress().note(0, 0, 30, 100);
+        readiness.progress().note(0, 1, 120, 100);
+        cold.send_replace(coming.clone());
+        let (status, why) = get(address, "/readyz");
+        assert_eq!(status, 503);
+        for part in [
+            "6 partitions are not served yet: 1 until the broker says where to start",
+            "2 until the changelog is read, 3 until the window is read back",
+            "65 % of 200 offsets are read",
+        ] {
+            assert!(why.contains(part), "{part:?} is not in: {why}");
+        }
         let refused = Unserved {
-            refused: 2,
-            ..restoring
+            refused: vec!["orders[3] is cold".into(), "orders[4] is cold".into()],
+            ..coming
         };
         cold.send_replace(refused);
-        assert!(
-            get(address, "/readyz")
-                .1
-                .contains("2 partitions are refused as cold")
-        );
+        let (status, why) = get(address, "/readyz");
+        assert_eq!(status, 503);
+        for part in [
+            "2 partitions are refused: orders[3] is cold (and 1 more",
+            "not served yet",
+        ] {
+            assert!(why.contains(part), "{part:?} is not in: {why}");
+        }
         cold.send_replace(Unserved::default());
         readiness.stop();
         assert!(get(address, "/readyz").1.contains("stopping"));

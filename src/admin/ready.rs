@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::watch;
 
 use crate::clock::Instant;
-use crate::pulse::{Pulse, Unserved};
+use crate::pulse::{Progress, Pulse, Unserved};
 
 /// What the port says of one consumer. The poll thread holds the other end of the channel: it reports at every
 /// assignment how many partitions it does not serve, and it is gone when the thread is.
@@ -14,17 +14,24 @@ use crate::pulse::{Pulse, Unserved};
 pub(crate) struct Readiness {
     unserved: watch::Receiver<Unserved>,
     pulse: OnceLock<Pulse>,
+    progress: Progress,
     stopping: AtomicBool,
 }
 
 impl Readiness {
     /// Not ready until the first report comes.
-    pub(crate) const fn new(unserved: watch::Receiver<Unserved>) -> Self {
+    pub(crate) fn new(unserved: watch::Receiver<Unserved>) -> Self {
         Self {
             unserved,
+            progress: Progress::default(),
             pulse: OnceLock::new(),
             stopping: AtomicBool::new(false),
         }
+    }
+
+    /// Where whoever reads for a partition notes how far that is.
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     /// The poll thread starts, and beats this pulse once a turn.
@@ -54,22 +61,70 @@ impl Readiness {
         if self.stopping.load(Ordering::Acquire) {
             return Some("stopping: it finishes what runs and takes nothing more".to_owned());
         }
-        let Unserved { refused, restoring } = *self.unserved.borrow();
         match self.unserved.has_changed() {
             Err(_) => Some("the poll thread has ended".to_owned()),
             // Never marked as seen here, so it stays changed after the first report.
             Ok(false) => Some("no assignment yet: it opens the store, or waits for its group".to_owned()),
-            Ok(true) if refused > 0 => Some(format!(
-                "{} refused as cold: this store does not hold their past (the log says which, and `cold` decides)",
-                partitions(refused)
-            )),
-            Ok(true) if restoring > 0 => Some(format!(
-                "{} not served yet: the window is being restored from the changelog, or rebuilt (the log says how far)",
-                partitions(restoring)
-            )),
-            Ok(true) => None,
+            Ok(true) => {
+                let unserved = self.unserved.borrow().clone();
+                let reasons: Vec<_> = refused(&unserved)
+                    .into_iter()
+                    .chain(self.coming(&unserved))
+                    .collect();
+                (!reasons.is_empty()).then(|| reasons.join("\n"))
+            }
         }
     }
+
+    fn coming(&self, unserved: &Unserved) -> Option<String> {
+        let Unserved {
+            arriving,
+            restoring,
+            rebuilding,
+            ..
+        } = *unserved;
+        let mut parts = Vec::new();
+        if arriving > 0 {
+            parts.push(format!(
+                "{arriving} until the broker says where to start (it is away, or an earlier owner's transaction is still open)"
+            ));
+        }
+        if restoring > 0 {
+            parts.push(format!("{restoring} until the changelog is read"));
+        }
+        if rebuilding > 0 {
+            parts.push(format!(
+                "{rebuilding} until the window is read back from the topic"
+            ));
+        }
+        if parts.is_empty() {
+            return None;
+        }
+        let (read, of) = self.progress.total();
+        let progress = match of {
+            1.. if restoring + rebuilding > 0 => {
+                format!("; {} % of {of} offsets are read", 100 * read / of)
+            }
+            _ => String::new(),
+        };
+        Some(format!(
+            "{} not served yet: {}{progress}",
+            partitions(arriving + restoring + rebuilding),
+            parts.join(", ")
+        ))
+    }
+}
+
+fn refused(unserved: &Unserved) -> Option<String> {
+    let first = unserved.refused.first()?;
+    let others = match unserved.refused.len() {
+        1 => String::new(),
+        all => format!(" (and {} more: the log says which)", all - 1),
+    };
+    Some(format!(
+        "{} refused: {first}{others}",
+        partitions(unserved.refused.len())
+    ))
 }
 
 fn partitions(count: usize) -> String {

@@ -59,12 +59,7 @@ impl Rules {
         let next = committed.next;
         let Some(mark) = committed.mark else {
             let start = CommitPoint { next, time_ms: None };
-            return (
-                start,
-                Some(format!(
-                    "offset {next} was committed by something that is not hapax"
-                )),
-            );
+            return (start, Some(by_a_stranger(next, position)));
         };
         let start = CommitPoint {
             next,
@@ -97,6 +92,19 @@ impl Rules {
                 )),
             ),
         }
+    }
+
+    /// Where the partition stood, if the group's offset has been set back since: on purpose, as by
+    /// `kafka-consumer-groups --reset-offsets`.
+    ///
+    /// In local mode the broker knows a little less than the store after each crash: commits follow outcomes. Such a commit
+    /// has this store's mark, however far behind it is, and one that was set has none. In replicated mode the offset and
+    /// what the changelog knows are one transaction, so any difference was made.
+    pub(crate) fn set_back(&self, position: Option<Position>, facts: &Facts) -> Option<NextOffset> {
+        let committed = facts.committed.as_ref()?;
+        let is_ours = self.durability == Durability::Local && committed.mark.is_some();
+        let stood = position?.commit_point;
+        (stood > committed.next && !is_ours).then_some(stood)
     }
 
     /// Where the log no longer has what comes next, somebody has to decide: nothing is guessed.
@@ -141,6 +149,26 @@ impl Rules {
     }
 }
 
+/// A commit without a mark, beside what this store has recorded.
+fn by_a_stranger(next: NextOffset, position: Option<Position>) -> String {
+    let what = format!("offset {next} was committed by something that is not hapax");
+    let Some(known) = position.map(|position| position.commit_point) else {
+        return what;
+    };
+    match known.0 - next.0 {
+        0 => what,
+        back @ 1.. => format!(
+            "{what}, and this store has recorded up to {known}: the offset was set back by {back}; whether another consumer has \
+             been here meanwhile cannot be known"
+        ),
+        ahead => format!(
+            "{what}, and this store has only recorded up to {known}: the offset was set forward by {}, over messages that this \
+             store knows nothing of: skipped, or done by another consumer",
+            -ahead
+        ),
+    }
+}
+
 /// The changelog covers whatever was committed with it, whichever store did: both are one transaction.
 fn by_the_changelog(committed: &Committed, position: Option<Position>) -> (CommitPoint, Option<String>) {
     let next = committed.next;
@@ -154,11 +182,14 @@ fn by_the_changelog(committed: &Committed, position: Option<Position>) -> (Commi
     let missing = match position {
         Some(position) if position.commit_point >= next => None,
         Some(position) => Some(format!(
-            "offset {next} was committed, and the changelog only knows {}",
-            position.commit_point
+            "offset {next} was committed, and the changelog only knows {}: the offset was set forward by {}, over messages that \
+             nobody has recorded here: skipped, or done by another consumer",
+            position.commit_point,
+            next.0 - position.commit_point.0
         )),
         None => Some(format!(
-            "offset {next} was committed, and the changelog knows nothing of the partition"
+            "offset {next} was committed, and the changelog knows nothing of the partition: the group was another consumer's, or \
+             the changelog was deleted"
         )),
     };
     (start, missing)
@@ -273,6 +304,58 @@ mod tests {
             "the store is older than the commit"
         );
         assert!(is_cold(None, &facts(Some((10, None)))), "somebody else's group");
+    }
+
+    /// `kafka-consumer-groups --reset-offsets` leaves no mark; a crash before the last commits leaves ours.
+    #[test]
+    fn an_offset_that_was_set_back_is_told_from_a_commit_that_was_not_acknowledged() {
+        let back = |durability, next, known, mark| {
+            let rules = Rules {
+                store_id: OWN,
+                first: Start::Earliest,
+                deleted: Deleted::Refuse,
+                durability,
+            };
+            rules.set_back(known, &facts(Some((next, mark))))
+        };
+        use Durability::{Local, Replicated};
+        assert_eq!(back(Local, 10, at(90), None), Some(NextOffset(90)));
+        assert_eq!(back(Local, 10, at(90), Some(OWN)), None, "a crash");
+        assert_eq!(back(Replicated, 10, at(90), None), Some(NextOffset(90)));
+        assert_eq!(back(Replicated, 10, at(11), Some(OTHER)), Some(NextOffset(11)));
+        for durability in [Local, Replicated] {
+            assert_eq!(back(durability, 10, at(10), None), None, "where it stood");
+            assert_eq!(back(durability, 10, at(9), None), None, "forward");
+            assert_eq!(back(durability, 10, None, None), None, "unknown here");
+        }
+    }
+
+    /// What cannot be known is not guessed, and who is asked is told what can be.
+    #[test]
+    fn an_offset_that_was_set_is_cold_with_from_and_to_where_the_window_cannot_be_proven() {
+        let said = |durability, position| {
+            decide_in(durability, Start::Earliest, position, &facts(Some((10, None)))).1
+        };
+        let back = said(Durability::Local, at(90)).unwrap();
+        assert!(
+            back.contains("up to 90") && back.contains("set back by 80"),
+            "{back}"
+        );
+        let ahead = said(Durability::Local, at(7)).unwrap();
+        assert!(
+            ahead.contains("up to 7") && ahead.contains("set forward by 3"),
+            "{ahead}"
+        );
+        let ahead = said(Durability::Replicated, at(7)).unwrap();
+        assert!(
+            ahead.contains("only knows 7") && ahead.contains("set forward by 3"),
+            "{ahead}"
+        );
+        assert_eq!(
+            said(Durability::Replicated, at(90)),
+            None,
+            "the changelog knows all of it"
+        );
     }
 
     /// What was committed with the changelog is covered by it, whoever did; what was committed without it is not.

@@ -110,8 +110,21 @@ pub enum Error {
         /// What the client said.
         why: String,
     },
+    /// The broker gives hapax's user no right to what it needs. hapax stopped, or did not start; what is recorded stays.
+    /// Grant the right.
+    #[error("no right to {what}: {why}; grant it to hapax's user: `{command}`")]
+    Right {
+        /// The right and its resource.
+        what: String,
+        /// What the client said.
+        why: String,
+        /// A command that grants it.
+        command: String,
+    },
     /// A topic does not exist, or may not be read. Nothing runs. Create it, or mend its name.
-    #[error("topic {topic:?} cannot be consumed: {why}; create it, or mend its name")]
+    #[error(
+        "topic {topic:?} cannot be consumed: {why}; create it, mend its name, or grant the right to read it"
+    )]
     Topic {
         /// The topic.
         topic: String,
@@ -272,6 +285,19 @@ pub enum Error {
         topic: String,
         /// The partition.
         partition: i32,
+    },
+    /// Another process has joined the group under the same `group.instance.id`, and Kafka keeps one of the two. This one
+    /// stopped; what it has recorded stays. Give each process an id of its own.
+    #[error(
+        "another process of group {group:?} has the same `kafka.\"group.instance.id\"`, {instance:?}, and Kafka keeps only one of them ({why}): this one has stopped; give each process an id of its own"
+    )]
+    Instance {
+        /// The group.
+        group: String,
+        /// The id that both state.
+        instance: String,
+        /// What the broker said.
+        why: String,
     },
     /// The client failed for good. hapax stopped with everything recorded; start it again.
     #[error("kafka client failed: {0}")]

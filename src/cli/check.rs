@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use super::{ConfigFile, Failure, count, print, visit};
 use crate::broker::cluster::{Changelog, Cluster, Fit};
 use crate::broker::{self, kafka::admin};
-use crate::config::{self, Durability, Problem, Settings, warnings};
+use crate::config::{self, Durability, Problem, Settings, Standby, warnings};
 use crate::error::chain;
 use crate::store::Store as _;
 
@@ -122,6 +122,19 @@ fn topics(settings: &Settings, cluster: &Cluster, report: &mut Report) {
         if settings.durability == Durability::Replicated {
             changelog(settings, topic, cluster, report);
         }
+    }
+    if settings.standby == Standby::All {
+        let partitions = settings
+            .topics
+            .keys()
+            .filter_map(|topic| cluster.partitions(topic).ok());
+        let partitions = partitions
+            .filter_map(|partitions| usize::try_from(partitions).ok())
+            .sum();
+        report.ok(format_args!(
+            "standby: this member keeps the windows of {} on its disk, and reads all their changelogs; a partition that comes here costs the tail",
+            count(partitions, "partition")
+        ));
     }
 }
 

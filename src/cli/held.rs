@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::{Failure, StateDir, Table, count, moment, names, print};
-use crate::config::ByteCount;
+use crate::config::{ByteCount, Durability};
 use crate::held::{Entry, State, list, word};
 
 /// List the messages that a stopped consumer holds.
@@ -48,8 +48,20 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         }
     } else {
         print(&page(&open, &shown));
+        print(whose(store.durability()));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A replicated store holds what others own too, and does not know whose a partition is by now.
+const fn whose(durability: Durability) -> &'static str {
+    match durability {
+        Durability::Local => "",
+        Durability::Replicated => {
+            "this store is a copy of changelogs, also of partitions that other members own: what it lists may have ended \
+             since it was read, and a verdict counts only if the partition comes back to this member\n"
+        }
+    }
 }
 
 fn page(open: &[Entry], shown: &[&Entry]) -> String {

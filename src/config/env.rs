@@ -40,7 +40,13 @@ pub fn env(variables: impl IntoIterator<Item = (String, String)>) -> Result<Laye
         let Some(key) = name.strip_prefix(PREFIX).filter(|key| !key.is_empty()) else {
             continue;
         };
-        if OTHERS.iter().any(|other| name.starts_with(other)) {
+        // Whole words: `HAPAX_BREAKER` is a key, and not `HAPAX_BREAK`.
+        let is_other =
+            |rest: &str, other: &str| other.ends_with('_') || rest.is_empty() || rest.starts_with('_');
+        if OTHERS
+            .iter()
+            .any(|other| name.strip_prefix(other).is_some_and(|rest| is_other(rest, other)))
+        {
             continue;
         }
         let place = Place::Env {
@@ -206,7 +212,7 @@ mod tests {
             ),
             ("HAPAX_TOPICS__orders", "topics.orders", "write { key = value }"),
             ("HAPAX_KAFKA", "kafka", "write [kafka]"),
-            ("HAPAX_STANDBY", "standby", "remove it"),
+            ("HAPAX_BREAKER", "breaker", "remove it"),
             (
                 "HAPAX_LIMITS__IN_FLIGHT__MORE",
                 "limits.in_flight",

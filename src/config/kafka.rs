@@ -120,6 +120,23 @@ pub(super) fn max_poll_interval(properties: &Properties) -> Duration {
     stated.map_or(MAX_POLL_INTERVAL, Duration::from_millis)
 }
 
+/// Whether the broker decides who owns what (KIP-848), and session and heartbeat with it.
+pub(crate) fn is_by_broker(properties: &Properties) -> bool {
+    let protocol = properties.get("group.protocol");
+    protocol.is_some_and(|protocol| protocol == "consumer")
+}
+
+/// What is passed through, and worth a word.
+pub(super) fn warn(properties: &Properties) -> Vec<Problem> {
+    let key = format!("kafka.{}", segment("group.protocol"));
+    let (why, fix) = (
+        "the protocol of KIP-848 works and is experimental here: the client library has known faults in it",
+        "remove it, unless you mean to try it",
+    );
+    let experimental = is_by_broker(properties).then(|| Problem::new(key, "\"consumer\"", why, fix));
+    experimental.into_iter().collect()
+}
+
 /// The properties that cannot be passed through. Values stay out of it: some are passwords.
 pub(super) fn check(properties: &Properties, durability: Durability) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -155,10 +172,7 @@ pub(super) fn check(properties: &Properties, durability: Durability) -> Vec<Prob
             );
         }
     }
-    if properties
-        .get("group.protocol")
-        .is_some_and(|protocol| protocol == "consumer")
-    {
+    if is_by_broker(properties) {
         for name in [
             "session.timeout.ms",
             "heartbeat.interval.ms",

@@ -74,6 +74,7 @@ pub(super) fn top(keys: &mut Section<'_>) -> Layer {
         commit_every: keys.take("commit_every", duration),
         memory: keys.take("memory", bytes),
         max_clock_jump: keys.take("max_clock_jump", duration),
+        standby: keys.take("standby", word),
         limits: keys.section("limits", |keys| LimitsLayer {
             in_flight: keys.take("in_flight", number),
             in_flight_bytes: keys.take("in_flight_bytes", bytes),
@@ -95,7 +96,6 @@ pub(super) fn top(keys: &mut Section<'_>) -> Layer {
         topics: keys.each("topics", topic),
         places: BTreeMap::new(),
     };
-    keys.later("standby", "no standby copies");
     keys.later("breaker", "no circuit breaker");
     layer
 }
@@ -309,7 +309,6 @@ mod tests {
     #[test]
     fn keys_and_values_of_a_later_version_are_refused_with_those_words() {
         let keys = [
-            ("standby = \"none\"", "standby"),
             ("breaker.over = 100", "breaker"),
             ("topics.t.renewal = \"never\"", "topics.t.renewal"),
         ];
@@ -332,6 +331,7 @@ mod tests {
             ("group = 1", "write it in quotes"),
             ("cold = \"maybe\"", "write \"refuse\" or \"rebuild\" or \"run\""),
             ("durability = \"disk\"", "write \"local\" or \"replicated\""),
+            ("standby = \"copies\"", "write \"none\" or \"all\""),
             ("memory = \"64 mebis\"", "\"64MiB\""),
             ("memory = -1", "\"64MiB\""),
             ("memory = 1.5", "\"64MiB\""),

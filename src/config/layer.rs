@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::Place;
-use super::settings::{Cold, Deleted, Durability, Properties, Start};
+use super::settings::{Cold, Deleted, Durability, Properties, Standby, Start};
 use super::topic::{
     AfterFailure, AfterHold, Concurrency, Expired, MissingToken, Mode, OnMismatch, TokenSource,
 };
@@ -103,6 +103,7 @@ layers! {
         commit_every: Option<Duration>,
         memory: Option<ByteCount>,
         max_clock_jump: Option<Duration>,
+        standby: Option<Standby>,
         limits: LimitsLayer,
         dead_letter: DeadLetterLayer,
         admin: AdminLayer,

@@ -25,13 +25,17 @@ mod values;
 pub use check::{check, warnings};
 pub use env::env;
 pub use error::{Error, Place, Problem};
+#[cfg(feature = "kafka")]
+pub(crate) use kafka::is_by_broker;
 pub use keys::{file, parse};
 pub use layer::{
     AdminLayer, BoundsLayer, DeadLetterLayer, Layer, LimitsLayer, Listen, MismatchLayer, RetryLayer,
     TopicLayer,
 };
 pub use resolve::resolve;
-pub use settings::{Admin, Cold, DeadLetter, Deleted, Durability, Limits, Properties, Settings, Start};
+pub use settings::{
+    Admin, Cold, DeadLetter, Deleted, Durability, Limits, Properties, Settings, Standby, Start,
+};
 pub use topic::{
     AfterFailure, AfterHold, Concurrency, Expired, InPlace, Mismatch, MissingToken, Mode, OnMismatch,
     Overall, Retry, TokenSource, TopicPolicy,

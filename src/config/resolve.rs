@@ -118,6 +118,7 @@ fn fill_in(layer: &Layer, problems: &mut Vec<Problem>) -> Settings {
     put(&mut settings.commit_every, &layer.commit_every);
     put(&mut settings.memory, &layer.memory);
     put(&mut settings.max_clock_jump, &layer.max_clock_jump);
+    put(&mut settings.standby, &layer.standby);
     settings.kafka.clone_from(&layer.kafka);
 
     let limits = &mut settings.limits;

@@ -83,6 +83,14 @@ pub struct Settings {
     /// is lost by that, windows only last longer. Metric:
     /// `hapax_clock_jump_pending`.
     pub max_clock_jump: Duration,
+    /// Whether this process also keeps copies of the windows that others own.
+    ///
+    /// Default: `none`. With `all`, which needs replicated mode, it reads the changelog of every partition of its topics
+    /// all the time, so that a partition that comes here is served once the tail is read, and not the whole window.
+    /// Every process then has every window on its disk, and reads and writes what all of them record together: with ten
+    /// members ten times the disk and the reading. `window_bytes` counts the copies too. Metrics: `hapax_standby_lag`,
+    /// `hapax_standby_records_total`, `hapax_standby_stopped_partitions`.
+    pub standby: Standby,
     /// What hapax may hold in memory and on disk.
     pub limits: Limits,
     /// Where messages go that are given up on.
@@ -118,6 +126,7 @@ impl Settings {
             commit_every: Duration::from_secs(1),
             memory: ByteCount::mib(256),
             max_clock_jump: Duration::from_secs(3_600),
+            standby: Standby::None,
             limits: Limits::of(durability),
             dead_letter: DeadLetter::default(),
             admin: Admin::default(),
@@ -188,11 +197,22 @@ pub enum Deleted {
     Skip,
 }
 
+/// Which windows of others a process keeps copies of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Standby {
+    /// None: a partition that comes is read from its changelog then.
+    None,
+    /// Those of every partition of its topics.
+    All,
+}
+
 words! {
     Durability { Local = "local", Replicated = "replicated" }
     Cold { Refuse = "refuse", Rebuild = "rebuild", Run = "run" }
     Start { Earliest = "earliest", Latest = "latest" }
     Deleted { Refuse = "refuse", Skip = "skip" }
+    Standby { None = "none", All = "all" }
 }
 
 /// Limits of one process, all topics and partitions together (Inv 10).

@@ -3,7 +3,7 @@
 //! The rows are promises: each is what the tests of crashes, rebalances and lost disks show, and no more.
 
 use super::Page;
-use crate::config::{Cold, Durability, Settings, show_duration};
+use crate::config::{Cold, Durability, Settings, Standby, show_duration};
 
 /// Both modes, so that the choice between them can be made from one page; the chosen one first.
 pub(super) fn failures(settings: &Settings, page: &mut Page) {
@@ -103,7 +103,15 @@ fn replicated_failures(settings: &Settings, cold: &str, page: &mut Page) {
     );
     page.row(
         "partition moves",
-        "nothing: the other process reads the changelog, and serves after that. What is held moves with it",
+        match settings.standby {
+            Standby::None => {
+                "nothing: the other process reads the changelog, and serves after that. What is held moves with it"
+            }
+            Standby::All => {
+                "nothing: the other process has a copy, so of the changelog only the tail is left to read, and serves after \
+                 that. What is held moves with it"
+            }
+        },
     );
     page.row(
         "partition comes back",
@@ -128,6 +136,21 @@ fn replicated_failures(settings: &Settings, cold: &str, page: &mut Page) {
          may run what it ran. A handler that thaws may still reach the outside: where that matters the resource \
          checks cx.fence(), which grows from member to member",
     );
+}
+
+/// What standing by gives, and what it costs.
+pub(super) const fn copies(standby: Standby) -> &'static str {
+    match standby {
+        Standby::None => {
+            "none (standby = \"none\"): a partition that comes here is read from its changelog first, all of it on a disk \
+             that never had it"
+        }
+        Standby::All => {
+            "of every partition (standby = \"all\"): one that comes here is served once the tail is read. Each member \
+             pays with its disk for every window, and with network and CPU for every changelog: it reads and writes what \
+             all members together record"
+        }
+    }
 }
 
 #[cfg(test)]
@@ -164,5 +187,26 @@ mod tests {
         ] {
             assert_ne!(row(local, failure), row(replicated, failure), "{failure}");
         }
+    }
+
+    #[test]
+    fn standing_by_says_what_it_costs_and_what_it_gives() {
+        let text = |lines: &str| explain(&settle(&format!("durability = \"replicated\"\n{lines}")).unwrap());
+        let (none, all) = (text(""), text("standby = \"all\""));
+        assert!(
+            row(&none, "copies of others' windows").starts_with("none"),
+            "{none}"
+        );
+        assert!(!none.contains("on the disk of each member"), "{none}");
+        for says in [
+            "once the tail is read",
+            "on the disk of each member",
+            "only the tail is left",
+        ] {
+            let words: String = all.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(words.contains(says), "{says}: {all}");
+        }
+        let local = explain(&settle("").unwrap());
+        assert!(!local.contains("copies of others' windows"), "{local}");
     }
 }

@@ -274,6 +274,14 @@ impl<D: Decode, S> Topic<D, S> {
         self
     }
 
+    /// The longest wait before the first attempt after those in place, and between any two of those that follow. Default:
+    /// 30 s and 1 h, for all topics.
+    pub fn backoff_overall(mut self, first: Duration, max: Duration) -> Self {
+        self.layer.retry.overall.first = Some(first);
+        self.layer.retry.overall.max = Some(max);
+        self
+    }
+
     /// What becomes of later messages of a key while one of them is held for a retry. Default:
     /// [`BlockKey`](AfterHold::BlockKey).
     pub fn after_hold(mut self, then: AfterHold) -> Self {

@@ -241,8 +241,15 @@ impl Replicated {
     /// Waits until everything that was submitted before is applied to the store, or refused. False where the journal has
     /// ended.
     pub(crate) fn settle(&self) -> bool {
+        self.settling().recv().is_ok()
+    }
+
+    /// The same for whoever cannot wait: told when everything is applied, and hung up on where the journal has ended.
+    pub(crate) fn settling(&self) -> mpsc::Receiver<()> {
         let (done, settled) = mpsc::channel();
-        self.orders.send(Order::Settle(done)).is_ok() && settled.recv().is_ok()
+        // Where the journal has ended the other end is dropped, which says so.
+        let _ = self.orders.send(Order::Settle(done));
+        settled
     }
 
     /// Writes what is open in a partition again, with where it stands, so that no frame before is needed for it. How many

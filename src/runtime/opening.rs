@@ -1,7 +1,8 @@
 //! Opening: the store, and what the cluster has to be for it and for these settings.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::broker::cluster::{Changelog, Cluster, Fit};
 use crate::broker::kafka;
@@ -16,10 +17,6 @@ use crate::store::{Store, TopicSpec};
 pub(super) struct Unclosed(pub(super) Option<Arc<dyn Store>>);
 
 impl Unclosed {
-    fn new(store: impl Store) -> Self {
-        Self(Some(Arc::new(store)))
-    }
-
     pub(super) fn close(mut self) -> Result<(), crate::store::Error> {
         self.0.take().map_or(Ok(()), |store| store.close())
     }
@@ -35,8 +32,43 @@ impl Drop for Unclosed {
     }
 }
 
-/// The store, and how many partitions the topics have in all.
-pub(super) fn open(settings: &Settings) -> Result<(Unclosed, usize), Error> {
+/// How many partitions each topic has.
+pub(super) type Counts = BTreeMap<String, i32>;
+
+/// An open store, and what the cluster was found to be.
+pub(super) struct Opened {
+    pub(super) store: Unclosed,
+    pub(super) counts: Counts,
+    pub(super) growth: Growth,
+}
+
+/// What a start does about a topic that has grown, for one that grows while the consumer runs.
+pub(super) struct Growth {
+    settings: Arc<Settings>,
+    /// Not held: whoever asks the cluster may be asking still when the store is closed.
+    store: Weak<RocksStore>,
+}
+
+impl Growth {
+    /// Notes how many partitions the topics have by now, and lets their changelogs grow with them. Blocks.
+    ///
+    /// # Errors
+    /// As a start: whatever keeps the states of the new partitions from being safe.
+    pub(super) fn claim(&self) -> Result<Counts, Error> {
+        let cluster = kafka::admin::ask(&self.settings)?;
+        let claim = |topic: &str, count| match self.store.upgrade() {
+            Some(store) => store.claim_partitions(topic, count),
+            None => Ok(None),
+        };
+        let counts = claim_partitions(&self.settings, &cluster, claim)?;
+        if self.settings.durability == Durability::Replicated {
+            claim_changelogs(&self.settings, cluster)?;
+        }
+        Ok(counts)
+    }
+}
+
+pub(super) fn open(settings: &Arc<Settings>) -> Result<Opened, Error> {
     let specs: Vec<_> = settings
         .topics
         .iter()
@@ -66,8 +98,33 @@ pub(super) fn open(settings: &Settings) -> Result<(Unclosed, usize), Error> {
         opened => opened?,
     };
     let claimed = claim(settings, &store);
-    let store = Unclosed::new(store);
-    claimed.map(|partitions| (store, partitions))
+    let store = Arc::new(store);
+    let growth = Growth {
+        settings: Arc::clone(settings),
+        store: Arc::downgrade(&store),
+    };
+    let store = Unclosed(Some(store));
+    Ok(Opened {
+        counts: claimed?,
+        store,
+        growth,
+    })
+}
+
+/// A copy that turned out to be corrupt while the consumer ran is out of the way of the next start, which would meet the
+/// same again. Called when the store is closed.
+pub(super) fn without_corrupt_copy(settings: &Settings, error: Error) -> Error {
+    match error {
+        Error::Store(crate::store::Error::Corrupt { path, what })
+            if settings.durability == Durability::Replicated =>
+        {
+            match set_aside(&path) {
+                Ok(aside) => crate::store::Error::CorruptCopy { path, what, aside }.into(),
+                Err(error) => error,
+            }
+        }
+        error => error,
+    }
 }
 
 /// Moves a directory out of the way, beside where it was. One such copy is kept.
@@ -85,23 +142,15 @@ fn set_aside(path: &Path) -> Result<PathBuf, Error> {
     })
 }
 
-/// What the cluster has to be for this store and these settings. Returns how many partitions the topics have in all.
-fn claim(settings: &Settings, store: &RocksStore) -> Result<usize, Error> {
+/// What the cluster has to be for this store and these settings.
+fn claim(settings: &Settings, store: &RocksStore) -> Result<Counts, Error> {
     let mut cluster = kafka::admin::ask(settings)?;
     if let Some(id) = &cluster.id {
         store.claim_cluster(id)?;
     }
-    let mut all = 0;
-    for topic in settings.topics.keys() {
-        let partitions = cluster.partitions(topic)?;
-        all += usize::try_from(partitions).unwrap_or(0);
-        if let Some(known) = store.claim_partitions(topic, partitions)? {
-            tracing::warn!(
-                %topic, known, partitions,
-                "the topic has grown: a token may come back in another partition, where it is not known, for one window"
-            );
-        }
-    }
+    let counts = claim_partitions(settings, &cluster, |topic, count| {
+        store.claim_partitions(topic, count)
+    })?;
     let missing = cluster.missing_letters(settings);
     if settings.dead_letter.create && !missing.is_empty() {
         for new in &missing {
@@ -118,7 +167,27 @@ fn claim(settings: &Settings, store: &RocksStore) -> Result<usize, Error> {
     if settings.durability == Durability::Replicated {
         claim_changelogs(settings, cluster)?;
     }
-    Ok(all)
+    Ok(counts)
+}
+
+/// Every topic is there, and the store knows how many partitions it has.
+fn claim_partitions(
+    settings: &Settings,
+    cluster: &Cluster,
+    claim: impl Fn(&str, i32) -> Result<Option<i32>, crate::store::Error>,
+) -> Result<Counts, Error> {
+    let mut counts = Counts::new();
+    for topic in settings.topics.keys() {
+        let partitions = cluster.partitions(topic)?;
+        if let Some(known) = claim(topic, partitions)? {
+            tracing::warn!(
+                %topic, known, partitions,
+                "the topic has grown: a token may come back in another partition, where it is not known, for one window"
+            );
+        }
+        counts.insert(topic.clone(), partitions);
+    }
+    Ok(counts)
 }
 
 /// Every topic has a changelog that keeps its states safe: one that is missing is created, one whose input has grown

@@ -1,10 +1,14 @@
-//! What the replicated mode and a rebuild are made of, put together.
+//! What the replicated mode, a rebuild, and what comes before serving are made of, put together.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use super::opening::{Counts, Growth};
+use crate::arrivals::Arrivals;
+use crate::broker::kafka::arriving::Arriving;
+use crate::broker::kafka::asker::{self, Asker};
 use crate::broker::kafka::cutter::Cutter;
 use crate::broker::kafka::member::Member;
 use crate::broker::kafka::rebuilder::Rebuilder;
@@ -12,14 +16,17 @@ use crate::broker::kafka::rebuilding::Rebuilding;
 use crate::broker::kafka::replication::Replication;
 use crate::broker::kafka::restorer::{self, Restorer};
 use crate::broker::kafka::signal::Signal;
+use crate::broker::kafka::standby::{self, StandbyThread};
 use crate::broker::kafka::transactions::{self, KafkaTransactions, Names};
 use crate::clock::{self, Clock};
 use crate::commits::Commits;
-use crate::config::Settings;
+use crate::config::{Settings, Standby};
+use crate::copies::Copies;
 use crate::error::Error;
 use crate::journal::extents::Extents;
 use crate::journal::frame::Owner;
 use crate::journal::replicated::{self, Replicated};
+use crate::pulse::Progress;
 use crate::store::Store;
 use crate::trim::{self, Trimmer};
 
@@ -44,8 +51,10 @@ pub(super) fn replicate(
     store: &Arc<dyn Store>,
     signal: &Arc<Signal>,
     commits: &Commits,
+    copies: &Copies,
+    progress: &Progress,
     broken: impl Fn(String) + Send + Sync + 'static,
-) -> Result<(Replicated, replicated::Threads, Replication, Trimmer), Error> {
+) -> Result<(Replicated, replicated::Threads, Replication, Helpers), Error> {
     let no_thread = |what| move |source| Error::Thread { what, source };
     let mut topics = BTreeMap::new();
     let mut owners = BTreeMap::new();
@@ -102,7 +111,9 @@ pub(super) fn replicate(
             store: Arc::clone(store),
             journal: journal.clone(),
             extents,
-            topics,
+            copies: copies.clone(),
+            topics: topics.clone(),
+            progress: progress.clone(),
         },
         move |one| {
             // Nobody listens any more where the consumer has stopped.
@@ -111,8 +122,54 @@ pub(super) fn replicate(
         },
     )
     .map_err(no_thread("restoring"))?;
-    let replication = Replication::new(member, restorer, restored);
-    Ok((journal, threads, replication, trimmer))
+    let replication = Replication::new(member, restorer, restored, copies.clone(), journal.clone());
+    let standby = match settings.standby {
+        Standby::None => None,
+        Standby::All => Some(StandbyThread::start(standby::Parts {
+            settings: Arc::clone(settings),
+            store: Arc::clone(store),
+            copies: copies.clone(),
+            topics,
+            signal: Arc::clone(signal),
+        })),
+    };
+    let helpers = Helpers {
+        _standby: standby.transpose().map_err(no_thread("keeping copies"))?,
+        _trimmer: trimmer,
+    };
+    Ok((journal, threads, replication, helpers))
+}
+
+/// Threads beside the journal, which end with this.
+pub(super) struct Helpers {
+    _standby: Option<StandbyThread>,
+    _trimmer: Trimmer,
+}
+
+/// What the poll thread needs to have the broker asked about partitions that are assigned.
+pub(super) fn arrive(
+    settings: &Arc<Settings>,
+    store: &Arc<dyn Store>,
+    signal: &Arc<Signal>,
+    counts: Counts,
+    growth: Growth,
+) -> Result<Arriving, Error> {
+    let mut topics = BTreeMap::new();
+    for input in settings.topics.keys() {
+        topics.insert(store.topic(input)?, input.clone());
+    }
+    let wake = Arc::clone(signal);
+    let parts = asker::Parts {
+        settings: Arc::clone(settings),
+        topics,
+        counts,
+        grow: Box::new(move || growth.claim()),
+    };
+    let arrivals = Arrivals::start(Asker::new(parts)?, move || wake.raise());
+    arrivals.map(Arriving::new).map_err(|source| Error::Thread {
+        what: "asking about partitions",
+        source,
+    })
 }
 
 /// What the poll thread needs to have cold windows read back.
@@ -120,10 +177,12 @@ pub(super) fn rebuild(
     settings: &Arc<Settings>,
     store: &Arc<dyn Store>,
     signal: &Arc<Signal>,
+    progress: &Progress,
 ) -> Result<Rebuilding, Error> {
     let (tell, rebuilt) = std::sync::mpsc::channel();
     let wake = Arc::clone(signal);
-    let rebuilder = Rebuilder::start(Arc::clone(settings), Arc::clone(store), move |one| {
+    let (settings, store) = (Arc::clone(settings), Arc::clone(store));
+    let rebuilder = Rebuilder::start(settings, store, progress.clone(), move |one| {
         // Nobody listens any more where the consumer has stopped.
         let _ = tell.send(one);
         wake.raise();

@@ -421,7 +421,8 @@ impl Store for MemoryStore {
         let memory = self.living("list partitions")?;
         let state = &memory.state;
         let open = state.open.keys().map(|(partition, _, _)| partition);
-        let all: BTreeSet<PartitionId> = state.positions.keys().chain(open).copied().collect();
+        let begun = state.positions.keys().chain(state.changelog.keys());
+        let all: BTreeSet<PartitionId> = begun.chain(open).copied().collect();
         Ok(all.into_iter().collect())
     }
 

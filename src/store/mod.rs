@@ -259,7 +259,7 @@ pub trait Store: Send + Sync + 'static {
     /// An I/O error.
     fn seen_until(&self, partition: PartitionId) -> Result<Option<i64>, Error>;
 
-    /// Every partition with a position or an open record.
+    /// Every partition with a position, an offset of its changelog, or an open record.
     ///
     /// # Errors
     /// An I/O error.
@@ -393,6 +393,19 @@ pub enum Error {
         path: PathBuf,
         /// What the storage engine said.
         what: String,
+    },
+    /// The files of a replicated consumer turned out to be damaged while it ran. hapax stopped, and moved the directory out
+    /// of the way: it is a copy. Start again; whoever wants to know why looks at the disk.
+    #[error(
+        "state directory {path} is corrupt: {what}; it was moved to {aside}, and the next start reads all of it from the changelogs"
+    )]
+    CorruptCopy {
+        /// The directory.
+        path: PathBuf,
+        /// What the storage engine said.
+        what: String,
+        /// Where it is now.
+        aside: PathBuf,
     },
     /// A later hapax wrote the store. hapax changed nothing. Run that version, or another `state_dir`.
     #[error(

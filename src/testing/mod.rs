@@ -39,4 +39,4 @@ pub use crate::outcome::{Closed, End, HeldFor, Stored, Verdict};
 pub use harness::Harness;
 pub use message::{DeadLetter, Held, Message, Sent};
 #[cfg(test)]
-pub(crate) use rig::Rig;
+pub(crate) use rig::{Arriving, Rig};

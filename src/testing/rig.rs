@@ -32,8 +32,13 @@ use crate::store::memory::MemoryStore;
 use crate::store::{PartitionId, Store, TopicSpec};
 use crate::token::{Extractor, Reader};
 
+#[cfg(test)]
+mod arrivals;
 mod rebuilds;
 mod remains;
+
+#[cfg(test)]
+pub(crate) use arrivals::Arriving;
 
 /// A journal that is durable at once, in the caller's thread.
 struct Inline(Arc<dyn Store>);
@@ -250,19 +255,27 @@ impl Rig {
 
     /// Assigns one partition to the running process.
     pub(crate) fn assign(&mut self, partition: i32) -> Result<(), Error> {
-        let high = self.end_of_log(partition);
+        let facts = self.facts(partition);
+        self.assign_with(partition, &facts)
+    }
+
+    /// What the broker knows of a partition.
+    fn facts(&self, partition: i32) -> Facts {
+        Facts {
+            committed: self.committed.get(&partition).cloned(),
+            low: 0,
+            high: self.end_of_log(partition),
+        }
+    }
+
+    fn assign_with(&mut self, partition: i32, facts: &Facts) -> Result<(), Error> {
         let Some(process) = &mut self.process else {
             return Ok(());
         };
         let Some(id) = process.assignments.id(&self.topic, partition) else {
             return Ok(());
         };
-        let facts = Facts {
-            committed: self.committed.get(&partition).cloned(),
-            low: 0,
-            high,
-        };
-        let mut prepared = process.assignments.prepare(id, &facts)?;
+        let mut prepared = process.assignments.prepare(id, facts)?;
         if let Some(plan) = prepared.rebuild().cloned() {
             let Some(point) = self.read_back(plan)? else {
                 return Ok(());

@@ -14,7 +14,7 @@ use crate::journal::{Acks, Journal as _, Submission};
 use crate::ledger::CommitPoint;
 use crate::message::{Kept, NextOffset, Offset};
 use crate::outcome::{Closed, End, HeldFor, Open, Stage, Stored};
-use crate::recovery::Recovery;
+use crate::recovery::{Recovery, Source};
 use crate::store::memory::MemoryStore;
 use crate::store::{Changes, Position, Store, TopicSpec};
 use crate::token::TokenKey;
@@ -108,8 +108,11 @@ fn read(store: &MemoryStore, extents: &Extents, log: &Log) {
         &as_store,
         extents,
         ID,
-        ("orders", "g.orders.hapax"),
-        Owner::of("g", "orders"),
+        "orders",
+        Source {
+            changelog: "g.orders.hapax".into(),
+            owner: Owner::of("g", "orders"),
+        },
         (log.low, log.next),
         1,
     )

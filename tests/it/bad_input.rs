@@ -478,7 +478,7 @@ async fn a_topic_that_does_not_exist_is_refused_by_name() {
         text.contains(&format!("topic {topic:?} cannot be consumed")),
         "{text}"
     );
-    assert!(text.contains("create it, or mend its name"), "{text}");
+    assert!(text.contains("create it, mend its name"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

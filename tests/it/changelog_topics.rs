@@ -17,6 +17,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use hapax::config::{Durability, Listen};
+use hapax::store::Store as _;
+use hapax::store::rocks::RocksStore;
 use hapax::{Consumer, Context, Error, NonIdempotent, Topic, Window};
 use rdkafka::admin::{
     AdminOptions, AlterConfig, ConfigEntry, ConfigSource, NewPartitions, ResourceSpecifier,
@@ -103,7 +105,9 @@ impl Input {
     async fn described(&self) -> Vec<ConfigEntry> {
         let changelog = self.changelog();
         let resource = ResourceSpecifier::Topic(&changelog);
-        let described = admin(self.broker).describe_configs([&resource], &AdminOptions::new());
+        // Held until it has answered: a client that is dropped before never does.
+        let client = admin(self.broker);
+        let described = client.describe_configs([&resource], &AdminOptions::new());
         described.await.unwrap().remove(0).unwrap().entries
     }
 
@@ -282,6 +286,128 @@ async fn a_changelog_grows_with_its_input_and_one_with_more_partitions_is_refuse
     ];
     says(&other.start().await.unwrap_err(), &wrong);
     other.check().ended(1).says(wrong[0]).says(wrong[1]);
+}
+
+/// A member of the input's group that hears soon of new partitions.
+fn growing(input: &Input, durability: Durability, dir: &Path, effects: &Effects) -> Member {
+    let topic = Topic::bytes(&input.topic, NonIdempotent)
+        .state(effects.clone())
+        .window(Window::hours(1));
+    let consumer = member::consumer(&input.broker.bootstrap(), &input.topic, dir).with(|layer| {
+        layer.durability = Some(durability);
+        layer.dead_letter.create = Some(true);
+        member::property(layer, "topic.metadata.refresh.interval.ms", "500");
+    });
+    Member::start(consumer.handle(topic, member::handle))
+}
+
+async fn a_topic_grows_while_it_is_consumed(durability: Durability) {
+    let Some(broker) = kafka::broker() else { return };
+    let input = Input::new(broker, 1, &[]);
+    let (brokers, topic, state) = (
+        broker.bootstrap(),
+        input.topic.as_str(),
+        input.dir.path().join("state"),
+    );
+    let send = |partition: i32, say: &str| {
+        let message = Message::new(partition, format!("t-{partition}"), format!("{say}-{partition}"));
+        member::send(&brokers, topic, [message])
+    };
+    let caught_up = || {
+        eventually("commits at the end of the log", 2 * WITHIN, || {
+            member::is_caught_up(&brokers, topic, topic).then_some(())
+        });
+    };
+    let effects = Effects::default();
+    let running = growing(&input, durability, &state, &effects);
+    send(0, "first").await;
+    caught_up();
+    input.grow(3).await;
+    for partition in 0..3 {
+        send(partition, "grown").await;
+    }
+    caught_up();
+    running.stop().await;
+    let mut ran: Vec<_> = effects.finished().into_iter().map(|call| call.payload).collect();
+    ran.sort_unstable();
+    assert_eq!(ran, ["first-0", "grown-1", "grown-2"], "each token once");
+    let store = RocksStore::open_existing_for_cli(&state).unwrap();
+    let id = store.topic(topic).unwrap();
+    assert_eq!(store.partitions_of(id), Some(3));
+    drop(store);
+
+    // What was recorded of the new partitions is there for the next: on this disk, or on any.
+    let another = TempDir::new().unwrap();
+    let mut next = state;
+    if durability == Durability::Replicated {
+        assert_eq!(input.partitions(&input.changelog()), 3);
+        next = another.path().to_owned();
+    }
+    for partition in 0..3 {
+        send(partition, "again").await;
+    }
+    let running = growing(&input, durability, &next, &effects);
+    caught_up();
+    running.stop().await;
+    assert_eq!(
+        effects.starts_of("again-0") + effects.starts_of("again-1") + effects.starts_of("again-2"),
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_grows_while_it_is_consumed_local() {
+    a_topic_grows_while_it_is_consumed(Durability::Local).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_grows_while_it_is_consumed_replicated() {
+    a_topic_grows_while_it_is_consumed(Durability::Replicated).await;
+}
+
+/// Somebody gives the changelog more partitions than the input gets: the new partition is not served, the old one is, the
+/// log says what is wrong, and once that is mended the new one is served without a start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_partition_without_a_changelog_that_fits_waits_for_the_mend_and_the_others_are_served() {
+    let Some(broker) = kafka::broker() else { return };
+    let input = Input::new(broker, 1, &[]);
+    let (brokers, topic) = (broker.bootstrap(), input.topic.as_str());
+    let effects = Effects::default();
+    let running = growing(
+        &input,
+        Durability::Replicated,
+        &input.dir.path().join("state"),
+        &effects,
+    );
+    member::send(&brokers, topic, [Message::new(0, "t-0", "first")]).await;
+    member::await_caught_up(&brokers, topic, topic);
+    let changelog = input.changelog();
+    let options = AdminOptions::new().operation_timeout(Some(WITHIN));
+    let grown = admin(broker)
+        .create_partitions([&NewPartitions::new(&changelog, 3)], &options)
+        .await;
+    assert!(grown.as_ref().is_ok_and(|grown| grown[0].is_ok()), "{grown:?}");
+    input.grow(2).await;
+    member::send(&brokers, topic, [Message::new(1, "t-1", "new")]).await;
+    eventually("what is wrong, in the log", 2 * WITHIN, || {
+        let told = |said: &crate::events::Said| {
+            let text = said.text();
+            text.contains(&changelog)
+                && text.contains("it has 3 partitions and must have 2")
+                && text.contains("not served yet")
+        };
+        (!crate::events::all(told).is_empty()).then_some(())
+    });
+    member::send(&brokers, topic, [Message::new(0, "t-2", "old")]).await;
+    eventually("the old partition", WITHIN, || {
+        (effects.starts_of("old") == 1).then_some(())
+    });
+    assert_eq!(effects.starts_of("new"), 0);
+    input.grow(3).await;
+    eventually("the new partition", 2 * WITHIN, || {
+        (effects.starts_of("new") == 1).then_some(())
+    });
+    running.stop().await;
 }
 
 /// Kafka creates no topic beside another whose name differs in dots and underscores only.

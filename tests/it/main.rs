@@ -9,8 +9,10 @@
 )]
 
 mod admin_port;
+mod arrivals;
 mod bad_input;
 mod bad_store;
+mod changelog_gone;
 mod changelog_topics;
 mod chaos;
 mod checker;
@@ -19,6 +21,7 @@ mod crash;
 mod crash_points;
 mod crash_random;
 mod demo;
+mod edges;
 mod events;
 mod examples;
 mod foreign;
@@ -29,12 +32,17 @@ mod killed_store;
 mod member;
 mod memory;
 mod mock;
+mod protocols;
 mod rebalance;
 mod rebuild;
 mod replicated;
+mod resets;
 mod resolved;
+mod restores;
+mod rights;
 mod several_topics;
 mod smoke;
+mod standby;
 mod start;
 mod store;
 mod sync_order;

@@ -132,6 +132,7 @@ pub(crate) struct Call {
     pub(crate) offset: i64,
     pub(crate) payload: String,
     pub(crate) attempt: u32,
+    pub(crate) fence: u64,
 }
 
 /// What the handlers of one member did, and the gate that some of them wait at.
@@ -182,6 +183,7 @@ pub(crate) async fn handle(payload: Bytes, cx: Context<Effects>) -> Result<(), H
         offset: cx.offset().0,
         payload: text.clone(),
         attempt: cx.attempt(),
+        fence: cx.fence(),
     };
     inner.started.lock().unwrap().push(call.clone());
     if text.contains("wait") {

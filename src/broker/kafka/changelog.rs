@@ -5,7 +5,8 @@
 //! (schedule 3). So the target is asked of a client that reads everything, and the committed messages are read until they
 //! reach it: the broker ends an abandoned transaction after its timeout.
 //!
-//! The reader itself reads parts of any topic: a rebuild reads its source with it.
+//! The reader itself reads parts of any topic: a rebuild reads its source with it. A part may have no end: the standby reads
+//! on as its owner writes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::raw::{Message, RawQueue};
+use super::rights::Right;
 use super::signal::Signal;
 use super::{ANSWER_MAX, unreachable};
 use crate::broker::Error;
@@ -35,18 +37,29 @@ pub(crate) struct Span {
     pub(crate) to: i64,
 }
 
+impl Span {
+    /// For a part without an end.
+    pub(crate) const TAIL: i64 = i64::MAX;
+}
+
 /// What a reader goes on.
 pub(super) enum Read<'a> {
     /// A message of the span of that number.
     Message { span: usize, message: &'a Message<'a> },
     /// Nothing is left of the span of that number; its log goes on at that offset.
     End { span: usize, next: i64 },
+    /// Everything that is committed in the span of that number is read for now; its log goes on at that offset.
+    Stands { span: usize, next: i64 },
+    /// Nothing more has come for now, of any span.
+    Rest,
 }
 
 /// Why a part cannot be read.
 pub(super) enum Unread<'a> {
     /// What is asked for is not in the log any more.
     Gone(&'a str),
+    /// It may not be read.
+    NoRight(&'a str),
     Failed(&'a str),
 }
 
@@ -92,9 +105,36 @@ impl Ends {
     /// # Errors
     /// [`Error::Unreachable`] where nobody answers.
     pub(crate) fn of(&self, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
+        self.within(topic, partition, ANSWER_MAX)
+    }
+
+    /// The same for whoever has less time.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] where nobody answers in it.
+    pub(super) fn within(&self, topic: &str, partition: i32, at_most: Duration) -> Result<(i64, i64), Error> {
         self.everything
-            .fetch_watermarks(topic, partition, ANSWER_MAX)
+            .fetch_watermarks(topic, partition, at_most)
             .map_err(unreachable(&self.settings, "asking for the ends of a changelog"))
+    }
+
+    /// How many partitions a changelog has.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] where nobody answers, [`Error::Topic`] where it is not there.
+    pub(super) fn partitions(&self, topic: &str, at_most: Duration) -> Result<i32, Error> {
+        let asked = self.everything.fetch_metadata(Some(topic), at_most);
+        let metadata = asked.map_err(unreachable(&self.settings, "asking for a changelog"))?;
+        let found = metadata.topics().first();
+        let count = found
+            .filter(|found| found.error().is_none())
+            .map(|found| found.partitions().len());
+        count
+            .and_then(|count| i32::try_from(count).ok())
+            .ok_or_else(|| Error::Topic {
+                topic: topic.to_owned(),
+                why: "the broker does not tell of it".to_owned(),
+            })
     }
 }
 
@@ -123,18 +163,24 @@ pub(super) fn read<E: From<Error>>(
     stop: &dyn Fn() -> bool,
     each: impl FnMut(Read<'_>) -> Result<(), E>,
 ) -> Result<bool, E> {
-    let failed = |span: &Span, what: Unread<'_>| {
+    let failed = failed(settings);
+    read_with(&config(settings, spans.len()), &failed, spans, stop, each)
+}
+
+/// What it means that a changelog cannot be read.
+pub(super) fn failed(settings: &Settings) -> impl Fn(&Span, Unread<'_>) -> Error {
+    |span, what| {
         let (topic, partition) = (span.topic.clone(), span.partition);
         match what {
             Unread::Gone(_) => Error::ChangelogTrimmed { topic, partition },
+            Unread::NoRight(why) => Right::Changelog(&topic).error(settings, why.to_owned()),
             Unread::Failed(why) => Error::ChangelogRead {
                 topic,
                 partition,
                 why: why.to_owned(),
             },
         }
-    };
-    read_with(&config(settings, spans.len()), &failed, spans, stop, each)
+    }
 }
 
 /// Reads with a client of that configuration; `failed` makes the error of a span that cannot be read.
@@ -162,6 +208,7 @@ pub(super) fn read_with<E: From<Error>>(
     if left.is_empty() {
         return Ok(true);
     }
+    use RDKafkaErrorCode::{AutoOffsetReset, PartitionEOF, TopicAuthorizationFailed};
     let refused = |error: rdkafka::error::KafkaError| Error::Config(crate::error::chain(&error));
     let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet).map_err(refused)?;
     let consumer = Arc::new(consumer);
@@ -196,6 +243,9 @@ pub(super) fn read_with<E: From<Error>>(
         // Serves the client's own errors; messages do not come this way.
         if let Some(Err(error)) = consumer.poll(Duration::ZERO) {
             tracing::debug!(why = %crate::error::chain(&error), "reading");
+            if let (Some(TopicAuthorizationFailed), Some(of)) = (error.rdkafka_error_code(), open.first()) {
+                return Err(failed(&of.span, Unread::NoRight(&crate::error::chain(&error))).into());
+            }
         }
         let mut read_any = false;
         let mut ended = Vec::new();
@@ -212,10 +262,22 @@ pub(super) fn read_with<E: From<Error>>(
                     }
                     Err(at) => match at.error.rdkafka_error_code() {
                         // The end of what is committed, which may have hidden the rest until now.
-                        Some(RDKafkaErrorCode::PartitionEOF) => of.next = of.next.max(at.offset.0),
-                        Some(RDKafkaErrorCode::AutoOffsetReset) => {
+                        Some(PartitionEOF) => {
+                            of.next = of.next.max(at.offset.0);
+                            if of.span.to == Span::TAIL {
+                                each(Read::Stands {
+                                    span: of.number,
+                                    next: of.next,
+                                })?;
+                            }
+                        }
+                        Some(AutoOffsetReset) => {
                             let why = crate::error::chain(&at.error);
                             return Err(failed(&of.span, Unread::Gone(&why)).into());
+                        }
+                        Some(TopicAuthorizationFailed) => {
+                            let why = crate::error::chain(&at.error);
+                            return Err(failed(&of.span, Unread::NoRight(&why)).into());
                         }
                         // What the client cannot mend comes back, and the reader goes on waiting.
                         _ => {
@@ -236,11 +298,12 @@ pub(super) fn read_with<E: From<Error>>(
             })?;
         }
         if !read_any {
+            each(Read::Rest)?;
             signal.wait(REST);
         }
         if clock::now().saturating_duration_since(said) > SAY_EVERY {
             said = clock::now();
-            for of in &open {
+            for of in open.iter().filter(|of| of.span.to != Span::TAIL) {
                 let percent = 100 * (of.next - of.span.from) / (of.span.to - of.span.from).max(1);
                 tracing::info!(
                     topic = %of.span.topic, partition = of.span.partition, at = of.next, to = of.span.to, percent,

@@ -7,6 +7,7 @@
 //! A rebalance callback only records its event. The thread applies it later, after draining, because waiting inside
 //! the callback for work that needs this thread would deadlock.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -16,21 +17,23 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 
+use super::arriving::Arriving;
 use super::callbacks::{Answered, Callbacks};
 use super::committer::{Committer, Order};
 use super::properties::consumer_config;
 use super::rebalance::{First, Strays};
 use super::rebuilding::Rebuilding;
 use super::replication::Replication;
+use super::rights::missing;
 use super::signal::Signal;
 use super::take::{BATCH_MESSAGES_MAX, Queue, Taken, take};
 use crate::assignments::Assignments;
 use crate::broker;
-use crate::clock::{self, Instant};
+use crate::clock;
 use crate::commits::Due;
 use crate::config::Settings;
 use crate::error::Error;
-use crate::pulse::{Pulse, Unserved};
+use crate::pulse::{JoinAnew, Progress, Pulse, Unserved};
 use crate::store::PartitionId;
 
 /// How long the thread rests where nothing wakes it: bounds how late the main queue is served.
@@ -38,9 +41,6 @@ const REST: Duration = Duration::from_millis(10);
 
 /// How long tasks that were cancelled may take to close their books. One whose handler blocks its thread takes longer.
 const ENDING_MAX: Duration = Duration::from_secs(2);
-
-/// How long the client may take to give back what was lost, before the group is joined anew all the same.
-const JOIN_ANEW_MAX: Duration = Duration::from_secs(5);
 
 /// Closing a consumer can hang where Kafka is away: after this it is left behind.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
@@ -56,20 +56,19 @@ pub(crate) struct PollThread {
     answers: mpsc::Receiver<Answered>,
     pub(super) queues: Vec<Queue>,
     next_queue: usize,
+    /// Assigned by the group, and nothing is known of them yet.
+    pub(super) arriving: Arriving,
     pub(super) uncommitted: Vec<First>,
-    /// Assigned by the group and not to the client, because what they need is not there.
-    pub(super) refused: Vec<(String, i32)>,
-    /// Assigned to the client too, and refused once their changelog was read.
-    pub(super) unserved: Vec<PartitionId>,
+    /// Assigned, and not served, because what they need is not there; with the reason.
+    pub(super) refused: BTreeMap<PartitionId, String>,
     pub(super) replication: Option<Replication>,
     /// Where cold partitions are to be rebuilt.
     pub(super) rebuilding: Option<Rebuilding>,
     pub(super) strays: Strays,
-    /// Everything was lost, and the group is to be joined anew; at the latest at that instant.
-    joins_anew: Option<Instant>,
+    /// Everything was lost, and the group is to be joined anew.
+    joins_anew: Option<JoinAnew>,
     pub(super) reported: tokio::sync::watch::Sender<Unserved>,
-    /// Whether everything that was assigned has been served once.
-    pub(super) has_restored: bool,
+    progress: Progress,
 }
 
 /// What it is made from.
@@ -80,6 +79,8 @@ pub(crate) struct Parts {
     pub(crate) signal: Arc<Signal>,
     pub(crate) pulse: Pulse,
     pub(crate) reported: tokio::sync::watch::Sender<Unserved>,
+    pub(crate) progress: Progress,
+    pub(crate) arriving: Arriving,
     pub(crate) replication: Option<Replication>,
     pub(crate) rebuilding: Option<Rebuilding>,
 }
@@ -96,6 +97,8 @@ impl PollThread {
             signal,
             pulse,
             reported,
+            progress,
+            arriving,
             replication,
             rebuilding,
         } = parts;
@@ -124,15 +127,15 @@ impl PollThread {
             answers,
             queues: Vec::new(),
             next_queue: 0,
+            arriving,
             uncommitted: Vec::new(),
-            refused: Vec::new(),
-            unserved: Vec::new(),
+            refused: BTreeMap::new(),
+            progress,
             replication,
             rebuilding,
             strays: Strays::Unknown,
             joins_anew: None,
             reported,
-            has_restored: false,
         })
     }
 
@@ -156,6 +159,7 @@ impl PollThread {
                 self.apply(event)?;
             }
             self.join_anew();
+            self.serve_arrived()?;
             self.commit_first();
             self.serve_restored()?;
             self.serve_rebuilt()?;
@@ -170,25 +174,19 @@ impl PollThread {
 
     /// Tells what of the assignment is not served.
     pub(super) fn report(&self) {
-        self.reported.send_replace(Unserved {
-            refused: self.refused.len() + self.unserved.len(),
-            restoring: if self.has_restored { 0 } else { self.pending() },
-        });
-    }
-
-    /// Partitions whose window is on its way.
-    fn pending(&self) -> usize {
-        self.replication.as_ref().map_or(0, Replication::pending)
-            + self
+        let unserved = Unserved {
+            refused: self.refused.values().cloned().collect(),
+            arriving: self.arriving.ids().len(),
+            restoring: self.replication.as_ref().map_or(0, Replication::pending),
+            rebuilding: self
                 .rebuilding
                 .as_ref()
-                .map_or(0, |rebuilding| rebuilding.ids().len())
-    }
-
-    /// A window has come. What comes later, with a rebalance, does not make the process unready again.
-    pub(super) fn note_restored(&mut self) {
-        self.has_restored |= self.pending() == 0;
-        self.report();
+                .map_or(0, |rebuilding| rebuilding.ids().len()),
+        };
+        if unserved.restoring + unserved.rebuilding == 0 {
+            self.progress.clear();
+        }
+        self.reported.send_replace(unserved);
     }
 
     /// Beats the pulse; false, and no beat, where it is stale already: then the partitions have to be lost first, or a
@@ -218,15 +216,14 @@ impl PollThread {
         );
         // Where the broker has not noticed, the partitions would stay assigned and unserved: join anew.
         self.consumer.unsubscribe();
-        self.joins_anew = Some(clock::now() + JOIN_ANEW_MAX);
+        self.joins_anew = Some(JoinAnew::new(clock::now()));
     }
 
-    /// Subscribes again once the client has given back everything. Before that it would join with what it had, be given the
-    /// same by the group, and say nothing of it: those partitions would stay assigned and unserved.
+    /// Subscribes again, where everything was lost and it is time.
     fn join_anew(&mut self) {
-        let Some(deadline) = self.joins_anew else { return };
-        let is_empty = self.consumer.assignment().is_ok_and(|list| list.count() == 0);
-        if !is_empty && clock::now() < deadline {
+        let Some(joins) = &self.joins_anew else { return };
+        let held = self.consumer.assignment().ok().map(|list| list.count());
+        if !joins.is_due(held, clock::now()) {
             return;
         }
         self.joins_anew = None;
@@ -241,13 +238,17 @@ impl PollThread {
         self.assignments.end(&ids);
         self.assignments.commits().coming().clear();
         self.queues.clear();
+        self.arriving.forget_all();
         self.uncommitted.clear();
-        self.unserved.clear();
+        self.refused.clear();
         if let Some(replication) = &mut self.replication {
             replication.go_all();
             replication.member.leave();
         }
         self.rebuild_nothing();
+        if let Some(replication) = &self.replication {
+            replication.leave_all();
+        }
     }
 
     /// Serves callbacks. Messages do not come this way: their queues were split off before they were assigned.
@@ -272,6 +273,13 @@ impl PollThread {
     fn client_error(&mut self, error: &KafkaError) -> Result<(), Error> {
         use RDKafkaErrorCode::{AutoOffsetReset, PollExceeded};
         let why = crate::error::chain(error);
+        // What is handed over says that it is fatal; the client knows why.
+        if let Some((code, why)) = self.consumer.client().fatal_error() {
+            return Err(self.failed_for_good(code, why).into());
+        }
+        if let Some(right) = missing(error.rdkafka_error_code()) {
+            return Err(right.error(&self.settings, why).into());
+        }
         match (error, error.rdkafka_error_code()) {
             (KafkaError::MessageConsumptionFatal(_), _) => Err(broker::Error::Fatal(why).into()),
             (_, Some(AutoOffsetReset)) => Err(broker::Error::Fatal(format!(
@@ -287,6 +295,22 @@ impl PollThread {
                 tracing::warn!(%why, "kafka");
                 Ok(())
             }
+        }
+    }
+
+    fn failed_for_good(&self, code: RDKafkaErrorCode, why: String) -> broker::Error {
+        use RDKafkaErrorCode::{FencedInstanceId, UnreleasedInstanceId};
+        match (code, self.settings.kafka.get("group.instance.id")) {
+            // The classic protocol keeps the later one, KIP-848 the earlier.
+            (FencedInstanceId | UnreleasedInstanceId, Some(instance)) => broker::Error::Instance {
+                group: self.settings.group.clone(),
+                instance: instance.clone(),
+                why,
+            },
+            (code, _) => match missing(Some(code)) {
+                Some(right) => right.error(&self.settings, why),
+                None => broker::Error::Fatal(why),
+            },
         }
     }
 

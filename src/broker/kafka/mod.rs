@@ -1,11 +1,15 @@
 //! Kafka, through rdkafka: the one folder that names the client library.
 //!
 //! `consumer.rs` is the poll thread; `rebalance.rs` is what it does when partitions come and go, `callbacks.rs` what it is
-//! told, `committer.rs` how it commits, `take.rs` how it takes messages (with the one unsafe module, `raw.rs`), `signal.rs` what wakes it, `properties.rs` how it
-//! is set up. `producer.rs` sends dead letters, `admin.rs` asks about topics and the cluster, `demo.rs` has the broker
+//! told, `arriving.rs` what happens before anything is known of a partition (`asker.rs` asks), `committer.rs` how it commits,
+//! `take.rs` how it takes messages (with the one unsafe module, `raw.rs`), `signal.rs` what wakes it, `properties.rs` how it is
+//! set up. `producer.rs` sends dead letters, `rights.rs` names rights that are missing, `admin.rs` asks about topics and the
+//! cluster, `demo.rs` has the broker
 //! inside `hapax demo`.
 
 pub(crate) mod admin;
+pub(crate) mod arriving;
+pub(crate) mod asker;
 mod callbacks;
 pub(crate) mod changelog;
 mod committer;
@@ -24,7 +28,9 @@ pub(crate) mod rebuilder;
 pub(crate) mod rebuilding;
 pub(crate) mod replication;
 pub(crate) mod restorer;
+mod rights;
 pub(crate) mod signal;
+pub(crate) mod standby;
 mod take;
 pub(crate) mod transactions;
 

@@ -4,11 +4,15 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 
-use crate::config::Settings;
+use crate::config::{Settings, is_by_broker};
 
 /// librdkafka's defaults, where the user states nothing.
 const SESSION: Duration = Duration::from_secs(45);
 const HEARTBEAT: Duration = Duration::from_secs(3);
+
+/// With KIP-848 the broker decides both and tells neither: the shortest session and the longest heartbeat that a broker
+/// lets a group have, unless its own bounds were moved. (The shortest session is [`SESSION`] there, too.)
+const HEARTBEAT_BY_BROKER: Duration = Duration::from_secs(15);
 
 /// Bounds of one partition's prefetch: below the first a fetch brings single messages, above the second nothing is
 /// gained.
@@ -23,9 +27,7 @@ pub(super) fn consumer_config(settings: &Settings, partitions: usize) -> ClientC
     // Every start is an explicit offset. Where it is out of the log's range somebody has to decide.
     config.set("auto.offset.reset", "error");
     config.set("statistics.interval.ms", "5000");
-    if config.get("partition.assignment.strategy").is_none()
-        && config.get("group.protocol") != Some("consumer")
-    {
+    if config.get("partition.assignment.strategy").is_none() && !is_by_broker(&settings.kafka) {
         config.set("partition.assignment.strategy", "cooperative-sticky");
     }
     // Both count per partition once queues are split: the defaults would be 64 MiB for each of them. What is
@@ -68,7 +70,10 @@ fn stated(settings: &Settings, name: &str, default: Duration) -> Duration {
 /// since the last one that the group saw may be that old.
 pub(crate) fn session_max(settings: &Settings) -> Duration {
     let session = session(settings);
-    let heartbeat = stated(settings, "heartbeat.interval.ms", HEARTBEAT);
+    let heartbeat = match is_by_broker(&settings.kafka) {
+        true => HEARTBEAT_BY_BROKER,
+        false => stated(settings, "heartbeat.interval.ms", HEARTBEAT),
+    };
     session.saturating_sub(heartbeat).max(session / 2)
 }
 
@@ -117,5 +122,7 @@ mod tests {
             session_max(&settings(&[("session.timeout.ms", "2000")])),
             seconds(1)
         );
+        let by_broker = settings(&[("group.protocol", "consumer")]);
+        assert_eq!(session_max(&by_broker), seconds(30), "45 s less 15 s");
     }
 }

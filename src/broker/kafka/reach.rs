@@ -14,12 +14,10 @@ use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::changelog::{self, Read, Span, Unread};
 use super::{ANSWER_MAX, unreachable};
-use crate::assignments::Facts;
-use crate::broker::{self, CommitMark, Committed};
+use crate::broker;
 use crate::clock;
 use crate::config::Settings;
 use crate::error::Error;
-use crate::message::NextOffset;
 use crate::rebuild::{Part, estimate};
 
 /// Messages before a commit point that say what time it is there.
@@ -167,6 +165,40 @@ fn times(settings: &Settings, parts: &[Part], stop: &dyn Fn() -> bool) -> Result
     }
 }
 
+/// Messages that were read as a rebuild reads them, and how long that took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Sample {
+    pub(crate) messages: u64,
+    pub(crate) took: Duration,
+}
+
+/// Reads parts from their beginnings for so long at most, to see how fast that goes. Nothing is written.
+///
+/// # Errors
+/// Where they cannot be read.
+pub(crate) fn sample(settings: &Settings, spans: Vec<Span>, at_most: Duration) -> Result<Sample, Error> {
+    let (begun, mut first, mut messages) = (clock::now(), None, 0);
+    let stop = || clock::now().saturating_duration_since(begun) > at_most;
+    changelog::read_with(
+        &config(settings, spans.len()),
+        &unreadable,
+        spans,
+        &stop,
+        |read| {
+            if let Read::Message { .. } = read {
+                // To connect is no part of what takes longer with more.
+                first.get_or_insert_with(clock::now);
+                messages += 1;
+            }
+            Ok::<(), Error>(())
+        },
+    )?;
+    let took = first.map_or(Duration::ZERO, |first| {
+        clock::now().saturating_duration_since(first)
+    });
+    Ok(Sample { messages, took })
+}
+
 /// Asks until there is an answer; `None` where nobody wants it any more.
 fn ask<T>(
     settings: &Settings,
@@ -190,7 +222,7 @@ fn ask<T>(
 }
 
 pub(super) fn unreadable(span: &Span, what: Unread<'_>) -> broker::Error {
-    let (Unread::Gone(why) | Unread::Failed(why)) = what;
+    let (Unread::Gone(why) | Unread::NoRight(why) | Unread::Failed(why)) = what;
     broker::Error::Rebuild {
         topic: span.topic.clone(),
         partition: span.partition,
@@ -207,35 +239,4 @@ pub(super) fn config(settings: &Settings, spans: usize) -> ClientConfig {
     // What has been deleted since the log's begin was asked for is no part of it.
     config.set("auto.offset.reset", "earliest");
     config
-}
-
-/// What the group has committed of those partitions, and the ends of their logs.
-///
-/// # Errors
-/// Where the broker does not answer.
-pub(crate) fn committed(settings: &Settings, partitions: &[(String, i32)]) -> Result<Vec<Facts>, Error> {
-    let consumer: BaseConsumer = config(settings, 1)
-        .create()
-        .map_err(|error| broker::Error::Config(crate::error::chain(&error)))?;
-    let mut list = TopicPartitionList::new();
-    for (topic, partition) in partitions {
-        list.add_partition(topic, *partition);
-    }
-    let answers = super::admin::committed(settings, &consumer, &list)?;
-    let mut found = Vec::with_capacity(partitions.len());
-    for (topic, partition) in partitions {
-        let element = answers.find_partition(topic, *partition);
-        let committed = element.and_then(|element| match element.offset() {
-            KafkaOffset::Offset(next) => Some(Committed {
-                next: NextOffset(next),
-                mark: CommitMark::from_metadata(element.metadata()),
-            }),
-            _ => None,
-        });
-        let (low, high) = consumer
-            .fetch_watermarks(topic, *partition, ANSWER_MAX)
-            .map_err(unreachable(settings, "asking for the ends of a log"))?;
-        found.push(Facts { committed, low, high });
-    }
-    Ok(found)
 }

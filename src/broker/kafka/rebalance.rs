@@ -1,35 +1,29 @@
 //! Rebalances: partitions that come, are decided about, served, drained, and go.
 //!
-//! Coming: ask the broker what it has of them → decide where each starts and note it durably → split its queue, assign →
-//! commit once with this store's mark → serve, when the broker has acknowledged that. Going: drain → commit → clear the
-//! fence → unassign. Nothing here blocks for longer than one question to the broker.
+//! Coming: the broker is asked what it has of them, by another thread (`arriving.rs`) → decide where each starts and note it
+//! durably → split its queue, assign → commit once with this store's mark → serve, when the broker has acknowledged that.
+//! Going: drain → commit → clear the fence → unassign. Nothing here waits for an answer of the broker, but for a drain's.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _, RebalanceProtocol};
-use rdkafka::error::KafkaResult;
-use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
+use rdkafka::consumer::{Consumer as _, RebalanceProtocol};
+use rdkafka::topic_partition_list::TopicPartitionList;
 
-use super::callbacks::{Answered, Callbacks, Event};
+use super::callbacks::{Answered, Event};
 use super::consumer::PollThread;
 use super::properties::session;
 use super::raw::RawQueue;
 use super::take::Queue;
-use super::{ANSWER_MAX, unreachable};
-use crate::assignments::{Facts, Prepared};
-use crate::broker::{self, CommitMark, Committed};
+use crate::assignments::Prepared;
+use crate::broker;
 use crate::clock::{self, Instant};
 use crate::error::Error;
-use crate::message::NextOffset;
 use crate::store::PartitionId;
 
-/// How long hapax goes on asking what it must know of a partition before it says that nobody answers.
-const ASK_MAX: Duration = Duration::from_secs(120);
-
-/// A question that failed at once is asked again after this.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// A first commit that was refused is sent again after this.
+const REFUSED_AGAIN: Duration = Duration::from_millis(100);
 
 /// A first commit that nobody has answered is sent again after this.
 const COMMIT_AGAIN: Duration = Duration::from_secs(5);
@@ -40,9 +34,6 @@ const PAST_DRAIN: Duration = Duration::from_secs(5);
 
 /// The broker gives the partitions of a dead member away this much after its session at the latest.
 const PAST_SESSION: Duration = Duration::from_secs(1);
-
-/// A log that ends before the committed offset may belong to a leader that has only just taken over.
-const END_ASKED_MAX: usize = 20;
 
 /// A partition that is assigned, and is served once its first commit is acknowledged.
 pub(super) struct First {
@@ -73,58 +64,31 @@ pub(super) enum Strays {
 impl PollThread {
     pub(super) fn apply(&mut self, event: Event) -> Result<(), Error> {
         match event {
-            Event::Assigned(partitions) => self.assigned(partitions),
+            Event::Assigned(partitions) => self.assigned(&partitions),
             Event::Revoked { partitions, lost } => self.revoked(&partitions, lost),
         }
     }
 
-    fn assigned(&mut self, partitions: Vec<(String, i32)>) -> Result<(), Error> {
-        self.end_strays_among(&partitions)?;
-        let facts = self.facts(&partitions)?;
-        let mut list = TopicPartitionList::new();
-        let mut coming = Vec::new();
-        for ((topic, partition), facts) in partitions.into_iter().zip(facts) {
-            let Some(id) = self.assignments.id(&topic, partition) else {
-                continue;
-            };
-            self.assignments.commits().expect(id);
-            match self.take_up(id, &facts) {
-                Ok(start) => {
-                    self.split(&topic, id)?;
-                    list.add_partition_offset(&topic, partition, KafkaOffset::Offset(start.0))
-                        .map_err(fatal)?;
-                    coming.push((id, facts, start));
-                }
-                Err(Error::Broker(refusal)) if refusal.is_refusal() => {
-                    tracing::error!("{refusal}");
-                    self.assignments.commits().forget(id);
-                    self.refused.push((topic, partition));
-                }
-                Err(error) => return Err(error),
+    /// The client is told at once, with nothing: until then it fetches nothing, not even of partitions that stay.
+    fn assigned(&mut self, partitions: &[(String, i32)]) -> Result<(), Error> {
+        self.end_strays_among(partitions)?;
+        let ids: Vec<_> = partitions
+            .iter()
+            .filter_map(|(topic, partition)| self.assignments.id(topic, *partition))
+            .collect();
+        for id in &ids {
+            if let Some(replication) = &self.replication {
+                replication.take(*id);
             }
+            self.assignments.commits().expect(*id);
         }
-        let applied = match self.consumer.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => self.consumer.incremental_assign(&list),
-            _ => self.consumer.assign(&list),
-        };
-        applied.map_err(fatal)?;
+        self.give_to_client(&TopicPartitionList::new())?;
         if let Some(replication) = &mut self.replication {
             replication.member.join(&self.consumer);
-            replication.come(coming);
         }
+        self.arriving.expect(&ids);
         self.report();
         Ok(())
-    }
-
-    /// Where fetching begins. In local mode the partition is prepared with that; a changelog has to be read first.
-    fn take_up(&mut self, id: PartitionId, facts: &Facts) -> Result<NextOffset, Error> {
-        if self.replication.is_some() {
-            return Ok(self.assignments.expect(id, facts)?.next);
-        }
-        let prepared = self.assignments.prepare(id, facts)?;
-        let start = prepared.start.next;
-        self.go_on(prepared)?;
-        Ok(start)
     }
 
     /// Its window is whole, or as whole as it is to be. It is served once that is known: to the group, by its first commit,
@@ -139,7 +103,7 @@ impl PollThread {
     }
 
     /// Its messages go into a queue of their own, from before it is assigned: what comes earlier would be out of order.
-    fn split(&mut self, topic: &str, id: PartitionId) -> Result<(), Error> {
+    pub(super) fn split(&mut self, topic: &str, id: PartitionId) -> Result<(), Error> {
         let queues = self
             .consumer
             .split_partition_queue(topic, id.partition)
@@ -158,83 +122,13 @@ impl PollThread {
         Ok(())
     }
 
-    /// It is not served, and has to be given back to the client with the rest of the assignment.
-    pub(super) fn refuse(&mut self, topic: &str, id: PartitionId) {
+    /// It is not served, though it stays ours.
+    pub(super) fn refuse(&mut self, id: PartitionId, why: &broker::Error) {
+        tracing::error!("{why}");
         self.queues.retain(|queue| queue.id != id);
         self.assignments.commits().forget(id);
-        self.unserved.push(id);
+        self.refused.insert(id, why.to_string());
         self.report();
-        tracing::debug!(topic, partition = id.partition, "not served");
-    }
-
-    /// What the broker knows of the partitions. What it cannot say yet is asked again: to fall back to the start of the
-    /// log would run everything again.
-    fn facts(&mut self, partitions: &[(String, i32)]) -> Result<Vec<Facts>, Error> {
-        if partitions.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut list = TopicPartitionList::new();
-        for (topic, partition) in partitions {
-            list.add_partition(topic, *partition);
-        }
-        let committed = self.ask("asking for committed offsets", |consumer, at_most| {
-            consumer.committed_offsets(list.clone(), at_most)
-        })?;
-        let mut facts = Vec::with_capacity(partitions.len());
-        for (topic, partition) in partitions {
-            let found = committed.find_partition(topic, *partition);
-            let committed = found.and_then(|element| match element.offset() {
-                KafkaOffset::Offset(next) => Some(Committed {
-                    next: NextOffset(next),
-                    mark: CommitMark::from_metadata(element.metadata()),
-                }),
-                _ => None,
-            });
-            let least = committed.as_ref().map_or(0, |committed| committed.next.0);
-            let (low, high) = self.log_ends(topic, *partition, least)?;
-            facts.push(Facts { committed, low, high });
-        }
-        Ok(facts)
-    }
-
-    fn log_ends(&mut self, topic: &str, partition: i32, least: i64) -> Result<(i64, i64), Error> {
-        let mut asked = 0;
-        loop {
-            let (low, high) = self.ask("asking for the ends of the log", |consumer, at_most| {
-                consumer.fetch_watermarks(topic, partition, at_most)
-            })?;
-            asked += 1;
-            if high >= least || asked >= END_ASKED_MAX || self.signal.is_stopping() {
-                return Ok((low, high));
-            }
-            self.signal.wait(ASK_AGAIN);
-        }
-    }
-
-    fn ask<T>(
-        &mut self,
-        what: &'static str,
-        question: impl Fn(&BaseConsumer<Callbacks>, Duration) -> KafkaResult<T>,
-    ) -> Result<T, Error> {
-        // One question must not look like a freeze.
-        let at_most = ANSWER_MAX.min(self.pulse.session_max() / 2);
-        let since = clock::now();
-        loop {
-            match question(&self.consumer, at_most) {
-                Ok(answer) => {
-                    self.turned();
-                    return Ok(answer);
-                }
-                Err(error) if self.signal.is_stopping() || clock::now() > since + ASK_MAX => {
-                    return Err(unreachable(&self.settings, what)(error).into());
-                }
-                Err(error) => {
-                    self.turned();
-                    tracing::warn!(why = %crate::error::chain(&error), "{what} failed, asking again");
-                    self.signal.wait(ASK_AGAIN);
-                }
-            }
-        }
     }
 
     /// Before its first handler an owner commits once, with its store's mark: whoever comes after this one, even
@@ -260,7 +154,7 @@ impl PollThread {
                 let First { prepared, .. } = self.uncommitted.swap_remove(place);
                 self.assignments.serve(prepared);
             } else if let Some(first) = self.uncommitted.get_mut(place) {
-                first.due = clock::now() + ASK_AGAIN;
+                first.due = clock::now() + REFUSED_AGAIN;
             }
             return;
         }
@@ -277,8 +171,9 @@ impl PollThread {
             .iter()
             .filter_map(|(t, p)| self.assignments.id(t, *p))
             .collect();
+        self.arriving.forget(&ids);
         self.uncommitted.retain(|first| !ids.contains(&first.id()));
-        self.unserved.retain(|id| !ids.contains(id));
+        self.refused.retain(|id, _| !ids.contains(id));
         if let Some(replication) = &mut self.replication {
             replication.go(&ids);
         }
@@ -301,14 +196,11 @@ impl PollThread {
         if lost || !crate::crash::is_off("drain") {
             self.assignments.end(&ids);
         }
-        self.queues.retain(|queue| !ids.contains(&queue.id));
-        let mut list = TopicPartitionList::new();
-        for (topic, partition) in partitions {
-            if !self.refused.contains(&(topic.clone(), *partition)) {
-                list.add_partition(topic, *partition);
-            }
+        if let Some(replication) = &self.replication {
+            replication.leave(&ids);
         }
-        self.refused.retain(|refused| !partitions.contains(refused));
+        self.queues.retain(|queue| !ids.contains(&queue.id));
+        let list = self.held_by_client(partitions);
         if matches!(self.strays, Strays::Gone) {
             // What the drain could not move, because it still ran or its letter was not taken, is looked for again.
             self.strays = Strays::Unknown;
@@ -353,10 +245,12 @@ impl PollThread {
                 self.strays = Strays::Settling(clock::now() + session(&self.settings) + PAST_SESSION);
             }
             Strays::Settling(until) if *until <= clock::now() => {
-                let refused = self.refused.iter();
                 let rebuilding = self.rebuilding.as_ref();
-                let ours: Vec<_> = refused
-                    .filter_map(|(topic, partition)| self.assignments.id(topic, *partition))
+                let ours: Vec<_> = self
+                    .refused
+                    .keys()
+                    .copied()
+                    .chain(self.arriving.ids())
                     .chain(
                         rebuilding
                             .into_iter()
@@ -401,10 +295,7 @@ impl PollThread {
         self.consumer.context().closing.store(true, Ordering::Release);
         while let Some(event) = self.consumer.context().next_event() {
             if let Event::Revoked { partitions, .. } = event {
-                let mut list = TopicPartitionList::new();
-                for (topic, partition) in &partitions {
-                    list.add_partition(topic, *partition);
-                }
+                let list = self.held_by_client(&partitions);
                 // Whatever it says, the consumer is on its way out.
                 let _ = match self.consumer.rebalance_protocol() {
                     RebalanceProtocol::Cooperative => self.consumer.incremental_unassign(&list),

@@ -15,6 +15,7 @@ use crate::config::Settings;
 use crate::error::Error;
 use crate::ledger::CommitPoint;
 use crate::message::BatchBuilder;
+use crate::pulse::Progress;
 use crate::rebuild::{Going, Plan, Rebuild};
 use crate::store::{PartitionId, Store};
 
@@ -43,6 +44,7 @@ impl Rebuilder {
     pub(crate) fn start(
         settings: Arc<Settings>,
         store: Arc<dyn Store>,
+        progress: Progress,
         rebuilt: impl Fn(Rebuilt) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (jobs, inbox) = mpsc::channel::<(Plan, Ticket)>();
@@ -55,7 +57,12 @@ impl Rebuilder {
                     let mut job = vec![first];
                     job.extend(inbox.try_iter());
                     job.retain(|(plan, ticket)| known.wants(plan.id, *ticket));
-                    work(&settings, &store, &known, job, &rebuilt);
+                    let told = Told {
+                        wanted: &known,
+                        progress: &progress,
+                        rebuilt: &rebuilt,
+                    };
+                    work(&settings, &store, &told, job);
                 }
             })?;
         Ok(Self {
@@ -96,19 +103,21 @@ impl Drop for Rebuilder {
     }
 }
 
-fn work(
-    settings: &Arc<Settings>,
-    store: &Arc<dyn Store>,
-    wanted: &Wanted,
-    job: Vec<(Plan, Ticket)>,
-    rebuilt: &dyn Fn(Rebuilt),
-) {
+/// Who hears of what.
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    wanted: &'a Wanted,
+    progress: &'a Progress,
+    rebuilt: &'a dyn Fn(Rebuilt),
+}
+
+fn work(settings: &Arc<Settings>, store: &Arc<dyn Store>, told: &Told<'_>, job: Vec<(Plan, Ticket)>) {
     let Some((first, first_ticket)) = job.first().map(|(plan, ticket)| (plan.id, *ticket)) else {
         return;
     };
-    if let Err(error) = read(settings, store, wanted, job, rebuilt) {
+    if let Err(error) = read(settings, store, told, job) {
         // One reason for all that are not whole yet: the consumer stops with it.
-        rebuilt(Rebuilt {
+        (told.rebuilt)(Rebuilt {
             id: first,
             ticket: first_ticket,
             outcome: Err(error),
@@ -119,10 +128,10 @@ fn work(
 fn read(
     settings: &Arc<Settings>,
     store: &Arc<dyn Store>,
-    wanted: &Wanted,
+    told: &Told<'_>,
     job: Vec<(Plan, Ticket)>,
-    rebuilt: &dyn Fn(Rebuilt),
 ) -> Result<(), Error> {
+    let wanted = told.wanted;
     let stop = || !job.iter().any(|(plan, ticket)| wanted.wants(plan.id, *ticket));
     let parts: Vec<_> = job.iter().map(|(plan, _)| plan.part()).collect();
     let Some(reaches) = reaches(settings, &parts, &stop)? else {
@@ -142,9 +151,11 @@ fn read(
             from,
             to,
         });
+        told.progress.note(plan.id.topic.0, partition, 0, to - from);
         of.push(match going {
             Going::On => Some(Coming {
                 ticket: *ticket,
+                from,
                 rebuild,
                 batch: None,
             }),
@@ -153,8 +164,7 @@ fn read(
     }
     let mut reading = Reading {
         of,
-        wanted,
-        rebuilt,
+        told: *told,
         begun: clock::now(),
     };
     changelog::read_with(
@@ -170,6 +180,7 @@ fn read(
 /// A partition that is being read.
 struct Coming {
     ticket: Ticket,
+    from: i64,
     rebuild: Rebuild,
     batch: Option<BatchBuilder>,
 }
@@ -177,8 +188,7 @@ struct Coming {
 struct Reading<'a> {
     /// By span; gone where it is whole, or nobody wants it any more.
     of: Vec<Option<Coming>>,
-    wanted: &'a Wanted,
-    rebuilt: &'a dyn Fn(Rebuilt),
+    told: Told<'a>,
     begun: clock::Instant,
 }
 
@@ -209,6 +219,7 @@ impl Reading<'_> {
                 Ok(())
             }
             Read::End { span, .. } => self.end(span),
+            Read::Stands { .. } | Read::Rest => Ok(()),
         }
     }
 
@@ -221,12 +232,16 @@ impl Reading<'_> {
             return Ok(());
         };
         let (id, ticket) = (coming.rebuild.plan().id, coming.ticket);
-        let going = coming.rebuild.take(&batch, &|| !self.wanted.wants(id, ticket))?;
+        let going = coming
+            .rebuild
+            .take(&batch, &|| !self.told.wanted.wants(id, ticket))?;
         let last = batch.len().checked_sub(1).and_then(|last| batch.get(last));
         let left = last.map_or(0, |last| {
             coming.rebuild.plan().start.next.0 - last.offset().next().0
         });
         crate::metrics::rebuild_left(&coming.rebuild.plan().wiring.topic, id.partition, left);
+        let of = coming.rebuild.plan().start.next.0 - coming.from;
+        self.told.progress.note(id.topic.0, id.partition, of - left, of);
         if going == Going::Over {
             self.drop(span);
         }
@@ -240,7 +255,7 @@ impl Reading<'_> {
             return Ok(());
         };
         let (id, topic) = (rebuild.plan().id, Arc::clone(&rebuild.plan().wiring.topic));
-        let whole = rebuild.end(&|| !self.wanted.wants(id, ticket))?;
+        let whole = rebuild.end(&|| !self.told.wanted.wants(id, ticket))?;
         crate::metrics::rebuild_left(&topic, id.partition, 0);
         let Some((point, progress)) = whole else {
             return Ok(());
@@ -250,7 +265,7 @@ impl Reading<'_> {
             %topic, partition = id.partition, messages = progress.messages, tokens = progress.tokens, ?took,
             "a window is whole again, read back from its topic"
         );
-        (self.rebuilt)(Rebuilt {
+        (self.told.rebuilt)(Rebuilt {
             id,
             ticket,
             outcome: Ok(point),

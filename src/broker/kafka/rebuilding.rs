@@ -76,7 +76,7 @@ impl PollThread {
             };
             self.assignments.rebuilt(&mut prepared, outcome?)?;
             self.come_to_serve(prepared);
-            self.note_restored();
+            self.report();
         }
         Ok(())
     }

@@ -14,8 +14,10 @@ use super::consumer::PollThread;
 use super::member::Member;
 use super::restorer::{Restored, Restorer, Ticket};
 use crate::assignments::{Facts, Prepared};
+use crate::copies::Copies;
 use crate::error::Error;
 use crate::journal::Acks;
+use crate::journal::replicated::Replicated;
 use crate::message::NextOffset;
 use crate::store::PartitionId;
 
@@ -24,6 +26,8 @@ pub(crate) struct Replication {
     pub(super) member: Member,
     pub(super) restorer: Restorer,
     pub(super) restored: mpsc::Receiver<Restored>,
+    copies: Copies,
+    journal: Replicated,
     coming: BTreeMap<PartitionId, Coming>,
     fencing: Vec<Fencing>,
 }
@@ -46,14 +50,37 @@ struct Fencing {
 const SEEK_MAX: Duration = Duration::from_secs(10);
 
 impl Replication {
-    pub(crate) fn new(member: Member, restorer: Restorer, restored: mpsc::Receiver<Restored>) -> Self {
+    pub(crate) fn new(
+        member: Member,
+        restorer: Restorer,
+        restored: mpsc::Receiver<Restored>,
+        copies: Copies,
+        journal: Replicated,
+    ) -> Self {
         Self {
             member,
             restorer,
             restored,
+            copies,
+            journal,
             coming: BTreeMap::new(),
             fencing: Vec::new(),
         }
+    }
+
+    /// The partition is assigned here: from now on its copy is not kept up for another.
+    pub(super) fn take(&self, id: PartitionId) {
+        self.copies.take(id);
+    }
+
+    /// They are not ours any more, and their gates are closed.
+    pub(super) fn leave(&self, ids: &[PartitionId]) {
+        self.copies.leave(ids, || self.journal.settling());
+    }
+
+    /// The same of everything.
+    pub(super) fn leave_all(&self) {
+        self.leave(&self.copies.ours());
     }
 
     /// Asks for partitions to be restored, which were assigned from those offsets on.
@@ -139,7 +166,7 @@ impl PollThread {
             served += 1;
         }
         if served > 0 {
-            self.note_restored();
+            self.report();
         }
         Ok(())
     }
@@ -149,8 +176,7 @@ impl PollThread {
         let prepared = match self.assignments.prepare(id, &coming.facts) {
             Ok(prepared) => prepared,
             Err(Error::Broker(refusal)) if refusal.is_refusal() => {
-                tracing::error!("{refusal}");
-                self.refuse(&topic, id);
+                self.refuse(id, &refusal);
                 return Ok(());
             }
             Err(error) => return Err(error),

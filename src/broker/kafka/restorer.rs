@@ -12,11 +12,13 @@ use super::changelog::{self, Ends, Read, Span};
 use super::transactions::Names;
 use crate::broker;
 use crate::config::Settings;
+use crate::copies::{Copies, Restoring};
 use crate::error::Error;
 use crate::journal::extents::Extents;
 use crate::journal::frame::Owner;
 use crate::journal::replicated::Replicated;
-use crate::recovery::Recovery;
+use crate::pulse::Progress;
+use crate::recovery::{Recovery, Source};
 use crate::store::{PartitionId, Store, TopicId};
 
 /// Names one wish to have a partition read. A later wish for the same partition has another.
@@ -36,7 +38,9 @@ pub(crate) struct Parts {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) journal: Replicated,
     pub(crate) extents: Extents,
+    pub(crate) copies: Copies,
     pub(crate) topics: BTreeMap<TopicId, Names>,
+    pub(crate) progress: Progress,
 }
 
 /// The handle of the thread, which ends when this is dropped.
@@ -128,6 +132,8 @@ fn work(parts: &Parts, wanted: &Wanted, job: &[(PartitionId, Ticket)], restored:
         let mut reading = Reading {
             ids: Vec::new(),
             of: Vec::new(),
+            spans: Vec::new(),
+            progress: &parts.progress,
             restored,
         };
         let outcome = begin(parts, &left, &mut reading).and_then(|spans| {
@@ -176,11 +182,23 @@ fn begin(
         let Some(names) = parts.topics.get(&id.topic) else {
             return Err(Error::Internal(format!("{id:?} has no changelog")));
         };
+        // Before it is asked where the copy stands, and until all of it is read: nobody else writes to it.
+        let restoring = parts.copies.restore(*id);
         let log = ends.of(&names.changelog, id.partition)?;
-        let owner = Owner::of(&parts.settings.group, &names.input);
-        let topic = (names.input.as_str(), names.changelog.as_str());
-        let (recovery, from) =
-            Recovery::begin(&parts.store, &parts.extents, *id, topic, owner, log, left.len())?;
+        let source = Source {
+            changelog: names.changelog.clone(),
+            owner: Owner::of(&parts.settings.group, &names.input),
+        };
+        let begun = Recovery::begin(
+            &parts.store,
+            &parts.extents,
+            *id,
+            &names.input,
+            source,
+            log,
+            left.len(),
+        );
+        let (recovery, from) = begun?;
         spans.push(Span {
             topic: names.changelog.clone(),
             partition: id.partition,
@@ -188,14 +206,19 @@ fn begin(
             to: log.1,
         });
         reading.ids.push((*id, *ticket));
-        reading.of.push(Some(recovery));
+        reading.of.push(Some((recovery, restoring)));
+        reading.spans.push((from, log.1));
+        parts.progress.note(id.topic.0, id.partition, 0, log.1 - from);
     }
     Ok(spans)
 }
 
 struct Reading<'a> {
     ids: Vec<(PartitionId, Ticket)>,
-    of: Vec<Option<Recovery>>,
+    of: Vec<Option<(Recovery, Restoring)>>,
+    /// What is read, from where to where.
+    spans: Vec<(i64, i64)>,
+    progress: &'a Progress,
     restored: &'a dyn Fn(Restored),
 }
 
@@ -208,17 +231,25 @@ impl Reading<'_> {
     fn read(&mut self, read: Read<'_>) -> Result<(), Error> {
         match read {
             Read::Message { span, message } => match self.of.get_mut(span) {
-                Some(Some(recovery)) => {
+                Some(Some((recovery, _))) => {
+                    let place = self.ids.get(span).zip(self.spans.get(span));
+                    if let Some(((id, _), (from, to))) = place {
+                        let read = message.offset().0 + 1 - from;
+                        self.progress.note(id.topic.0, id.partition, read, to - from);
+                    }
                     recovery.message(message.offset().0, message.payload().unwrap_or_default())
                 }
                 _ => Ok(()),
             },
             Read::End { span, next } => {
                 let recovery = self.of.get_mut(span).and_then(Option::take);
-                let (Some(recovery), Some((id, ticket))) = (recovery, self.ids.get(span).copied()) else {
+                let (Some((recovery, restoring)), Some((id, ticket))) =
+                    (recovery, self.ids.get(span).copied())
+                else {
                     return Ok(());
                 };
                 recovery.end(next)?;
+                drop(restoring);
                 (self.restored)(Restored {
                     id,
                     ticket,
@@ -226,6 +257,7 @@ impl Reading<'_> {
                 });
                 Ok(())
             }
+            Read::Stands { .. } | Read::Rest => Ok(()),
         }
     }
 }

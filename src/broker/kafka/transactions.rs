@@ -3,24 +3,27 @@
 //! Nothing here waits in slices: the client library's `flush` costs 100 ms a transaction, so this waits for the delivery
 //! reports itself, and commits when all of them are there.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
-use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, Message as _, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::changelog::{self, Read, Span};
 use super::member::Member;
-use crate::broker::{CommitMark, Error, Letter};
+use super::rights::{Right, missing};
+use crate::broker::{CommitMark, Error};
 use crate::clock::{self, Instant};
 use crate::config::Settings;
 use crate::journal::frame::{self, Session};
 use crate::journal::replicated::{Ends, Failed, Group, Transactions};
 use crate::store::{PartitionId, StoreId, TopicId};
+use deliveries::{Deliveries, send, send_letter, wait};
+
+mod deliveries;
 
 /// Which topic is which.
 #[derive(Debug, Clone)]
@@ -46,7 +49,13 @@ pub(crate) struct KafkaTransactions {
     producer: Option<ThreadedProducer<Deliveries>>,
     /// Of this producer alone.
     unique: [u8; 16],
+    /// Up to where each partition of the changelogs was written by this process.
+    reached: Mutex<BTreeMap<(String, i32), i64>>,
 }
+
+/// So often, and in that distance, a topic has to be reported missing before it counts as deleted.
+const GONE_ASKED: usize = 5;
+const GONE_AGAIN: Duration = Duration::from_millis(500);
 
 impl KafkaTransactions {
     /// Makes the producer and ends whatever the last one of this store left open. Blocks.
@@ -59,6 +68,7 @@ impl KafkaTransactions {
             parts,
             producer: None,
             unique: [0; 16],
+            reached: Mutex::default(),
         };
         made.init()?;
         Ok(made)
@@ -84,9 +94,14 @@ impl KafkaTransactions {
         let producer: ThreadedProducer<Deliveries> = config
             .create_with_context(Deliveries::default())
             .map_err(refused)?;
-        producer
-            .init_transactions(*timeout)
-            .map_err(super::unreachable(settings, "preparing transactions"))?;
+        producer.init_transactions(*timeout).map_err(|error| {
+            let cause = Cause::Kafka(error);
+            match (missing(cause.code()), cause) {
+                (Some(right), cause) => right.error(settings, cause.text()),
+                (None, Cause::Kafka(error)) => super::unreachable(settings, "preparing transactions")(error),
+                (None, cause) => Error::Config(cause.text()),
+            }
+        })?;
         self.producer = Some(producer);
         self.unique = Session::create().0;
         Ok(())
@@ -115,10 +130,13 @@ impl KafkaTransactions {
             send_letter(producer, letter, transaction, deadline)?;
         }
         crate::crash::point("in-transaction");
-        let written = deliveries.wait(deadline)?;
+        let written = wait(producer, deadline)?;
+        self.goes_on(&written)?;
         crate::crash::point("before-offsets");
         if !crate::crash::is_off("offsets") || have_moved(group) {
-            producer.send_offsets_to_transaction(&self.offsets(group)?, member, left(deadline))?;
+            producer
+                .send_offsets_to_transaction(&self.offsets(group)?, member, left(deadline))
+                .map_err(Cause::Offsets)?;
         }
         crate::crash::point("before-commit-transaction");
         producer
@@ -134,6 +152,64 @@ impl KafkaTransactions {
         Ok(ends)
     }
 
+    /// A changelog that has grown has partitions of which this client has not heard, and would not hear for minutes. One
+    /// that is not there any more was deleted: why nothing can be written.
+    fn look_again(&self, producer: &ThreadedProducer<Deliveries>, cause: &Cause) -> Option<String> {
+        if !cause.may_be_a_topic_that_is_gone() {
+            return None;
+        }
+        for names in self.parts.topics.values() {
+            let is_gone = || {
+                let found = producer
+                    .client()
+                    .fetch_metadata(Some(&names.changelog), super::ANSWER_MAX)
+                    .ok()?;
+                let error = found.topics().first()?.error().map(RDKafkaErrorCode::from);
+                Some(matches!(
+                    error,
+                    Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
+                ))
+            };
+            // A broker that has just started may not have heard of it yet.
+            let is_gone = (0..GONE_ASKED).all(|turn| {
+                if turn > 0 {
+                    thread::park_timeout(GONE_AGAIN);
+                }
+                is_gone() == Some(true)
+            });
+            if is_gone {
+                return Some(format!(
+                    "changelog topic {:?} of topic {:?} is gone: it was deleted while hapax ran, and the outcomes in it with it; \
+                     what was not recorded is not committed. A start makes a new one, and finds its partitions cold: set `cold = \
+                     \"rebuild\"` to read their past back from {:?} first",
+                    names.changelog, names.input, names.input
+                ));
+            }
+        }
+        None
+    }
+
+    /// Every write lies above what was written before. Where it does not, somebody has deleted the changelog and made it
+    /// again: what is in it by now is not the past, and would pass for it.
+    fn goes_on(&self, written: &BTreeMap<(String, i32), i64>) -> Result<(), Cause> {
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((topic, partition), next) in written {
+            let place = (topic.clone(), *partition);
+            let is_changelog = self.parts.topics.values().any(|names| names.changelog == *topic);
+            let before = reached.get(&place).copied().unwrap_or(0);
+            if is_changelog && *next <= before {
+                return Err(Cause::Refused(format!(
+                    "changelog topic {topic:?} was made again while hapax ran, or has lost its end: partition {partition} goes on at {next}, \
+                     and was written up to {before}; nothing was written there. Start again: its partitions are cold, `cold` decides"
+                )));
+            }
+            if is_changelog {
+                reached.insert(place, *next);
+            }
+        }
+        Ok(())
+    }
+
     /// Unlike any other: where a changelog is compacted too, a record without a key is refused, and one with the key of
     /// another would replace it.
     fn key(&self, transaction: usize, part: usize) -> [u8; 32] {
@@ -144,6 +220,26 @@ impl KafkaTransactions {
         of.copy_from_slice(&(transaction as u64).to_be_bytes());
         place.copy_from_slice(&(part as u64).to_be_bytes());
         key
+    }
+
+    /// What went wrong, with the right that is missing where that is it.
+    fn why(&self, cause: &Cause, group: &Group) -> String {
+        let ids = group.frames.iter().map(|(id, _)| id);
+        let changelogs = ids
+            .filter_map(|id| self.parts.topics.get(&id.topic))
+            .map(|names| &names.changelog);
+        let letters = group.letters.iter().map(|letter| &letter.topic);
+        let written: BTreeSet<_> = changelogs.chain(letters).map(String::as_str).collect();
+        let written: Vec<_> = written.into_iter().collect();
+        let right = match (cause, missing(cause.code())) {
+            // Offsets take the right to read what they are of; the rest is written.
+            (Cause::Kafka(_), Some(Right::Inputs)) => Some(Right::Write(&written)),
+            (_, right) => right,
+        };
+        match right {
+            Some(right) => crate::error::chain(&right.error(&self.parts.settings, cause.text())),
+            None => cause.text(),
+        }
     }
 
     fn names(&self, id: PartitionId) -> Result<&Names, Cause> {
@@ -183,33 +279,41 @@ impl Transactions for KafkaTransactions {
             Err(cause) => cause,
         };
         self.parts.member.note(cause.code());
-        let why = cause.text();
+        let gone = self.look_again(producer, &cause);
+        if let Some(why) = gone {
+            // Nothing is left that could be aborted, but the offsets; the broker does it.
+            return Err(Failed::Refused(why));
+        }
+        let why = self.why(&cause, group);
         let is_over = match &cause {
             // Begun, and not committed: to be aborted, unless the producer is done for.
-            Cause::Kafka(KafkaError::Transaction(error)) | Cause::Commit(KafkaError::Transaction(error)) => {
+            Cause::Kafka(KafkaError::Transaction(error))
+            | Cause::Offsets(KafkaError::Transaction(error))
+            | Cause::Commit(KafkaError::Transaction(error)) => {
                 if error.is_fatal() {
                     return Err(Failed::Unknown(why));
                 }
                 // A commit that only took too long may still end either way.
-                matches!(cause, Cause::Kafka(_)) || error.txn_requires_abort()
+                !matches!(cause, Cause::Commit(_)) || error.txn_requires_abort()
             }
             Cause::Commit(_) => false,
-            Cause::Kafka(_) | Cause::Refused(_) | Cause::Late(_) => true,
+            Cause::Kafka(_) | Cause::Offsets(_) | Cause::Refused(_) | Cause::Late(_) => true,
         };
         if !is_over {
             return Err(Failed::Unknown(why));
         }
-        if let Err(error) = producer.abort_transaction(self.parts.timeout) {
-            return Err(Failed::Unknown(format!(
+        let aborted = producer.abort_transaction(self.parts.timeout);
+        // Whatever became of it: it was not committed, and would not be the next time.
+        if matches!(cause, Cause::Refused(_)) || cause.is_hopeless() {
+            return Err(Failed::Refused(why));
+        }
+        match aborted {
+            Ok(()) => Err(Failed::Aborted(why)),
+            Err(error) => Err(Failed::Unknown(format!(
                 "{why}; then aborting: {}",
                 crate::error::chain(&error)
-            )));
+            ))),
         }
-        Err(match cause {
-            Cause::Refused(why) => Failed::Refused(why),
-            _ if cause.is_hopeless() => Failed::Refused(why),
-            _ => Failed::Aborted(why),
-        })
     }
 
     fn renew(&mut self) -> Result<(), String> {
@@ -258,6 +362,8 @@ impl Transactions for KafkaTransactions {
 /// Why a transaction was not committed.
 enum Cause {
     Kafka(KafkaError),
+    /// Stating the offsets.
+    Offsets(KafkaError),
     /// The commit itself: it may have happened.
     Commit(KafkaError),
     Refused(String),
@@ -274,19 +380,31 @@ impl From<KafkaError> for Cause {
 impl Cause {
     fn code(&self) -> Option<RDKafkaErrorCode> {
         match self {
-            Self::Kafka(KafkaError::Transaction(error)) | Self::Commit(KafkaError::Transaction(error)) => {
-                Some(error.code())
-            }
-            Self::Kafka(error) | Self::Commit(error) => error.rdkafka_error_code(),
+            Self::Kafka(KafkaError::Transaction(error))
+            | Self::Offsets(KafkaError::Transaction(error))
+            | Self::Commit(KafkaError::Transaction(error)) => Some(error.code()),
+            Self::Kafka(error) | Self::Offsets(error) | Self::Commit(error) => error.rdkafka_error_code(),
             Self::Refused(_) | Self::Late(_) => None,
         }
     }
 
     fn text(&self) -> String {
         match self {
-            Self::Kafka(error) | Self::Commit(error) => crate::error::chain(error),
+            Self::Kafka(error) | Self::Offsets(error) | Self::Commit(error) => crate::error::chain(error),
             Self::Refused(why) | Self::Late(why) => why.clone(),
         }
+    }
+
+    /// What a client says that cannot reach a topic: also that nothing of it was acknowledged in time.
+    fn may_be_a_topic_that_is_gone(&self) -> bool {
+        use RDKafkaErrorCode::{MessageTimedOut, UnknownPartition, UnknownTopic, UnknownTopicOrPartition};
+        let codes = [
+            MessageTimedOut,
+            UnknownPartition,
+            UnknownTopic,
+            UnknownTopicOrPartition,
+        ];
+        matches!(self, Self::Late(_)) || self.code().is_some_and(|code| codes.contains(&code))
     }
 
     /// Whether the same group would fail again, however often it is tried.
@@ -321,157 +439,4 @@ fn left(deadline: Instant) -> Duration {
     deadline
         .saturating_duration_since(clock::now())
         .max(Duration::from_millis(1))
-}
-
-fn send(
-    producer: &ThreadedProducer<Deliveries>,
-    mut record: BaseRecord<'_, [u8], [u8], usize>,
-    deadline: Instant,
-) -> Result<(), Cause> {
-    let deliveries = producer.context();
-    loop {
-        deliveries.sent();
-        match producer.send(record) {
-            Ok(()) => return Ok(()),
-            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), same)) => {
-                deliveries.unsent();
-                deliveries.wait_for_one(deadline)?;
-                record = same;
-            }
-            Err((error, _)) => {
-                deliveries.unsent();
-                return Err(error.into());
-            }
-        }
-    }
-}
-
-fn send_letter(
-    producer: &ThreadedProducer<Deliveries>,
-    letter: &Letter,
-    transaction: usize,
-    deadline: Instant,
-) -> Result<(), Cause> {
-    let mut headers = OwnedHeaders::new_with_capacity(letter.headers.len());
-    for (key, value) in &letter.headers {
-        headers = headers.insert(Header {
-            key,
-            value: value.as_deref(),
-        });
-    }
-    let mut record =
-        BaseRecord::<[u8], [u8], usize>::with_opaque_to(&letter.topic, transaction).headers(headers);
-    record.key = letter.key.as_deref();
-    record.payload = letter.payload.as_deref();
-    record.timestamp = letter.timestamp_ms;
-    send(producer, record, deadline)
-}
-
-/// The delivery reports of one transaction.
-#[derive(Default)]
-pub(crate) struct Deliveries {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    transaction: usize,
-    outstanding: usize,
-    failed: Option<KafkaError>,
-    /// The offset after the last, by topic and partition.
-    next: BTreeMap<(String, i32), i64>,
-}
-
-impl Deliveries {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A new transaction, and the number that its reports come with: those of one that was aborted may come late.
-    fn begin(&self) -> usize {
-        let mut state = self.state();
-        *state = State {
-            transaction: state.transaction + 1,
-            ..State::default()
-        };
-        state.transaction
-    }
-
-    fn sent(&self) {
-        self.state().outstanding += 1;
-    }
-
-    fn unsent(&self) {
-        self.state().outstanding -= 1;
-    }
-
-    fn wait_for_one(&self, deadline: Instant) -> Result<(), Cause> {
-        let state = self.state();
-        let before = state.outstanding;
-        self.wait_while(state, deadline, |state| {
-            state.outstanding >= before && state.failed.is_none() && before > 0
-        })
-        .map(drop)
-    }
-
-    /// Waits until everything that was sent is acknowledged, and says where each partition goes on.
-    fn wait(&self, deadline: Instant) -> Result<BTreeMap<(String, i32), i64>, Cause> {
-        let state = self.state();
-        let mut state = self.wait_while(state, deadline, |state| {
-            state.outstanding > 0 && state.failed.is_none()
-        })?;
-        match state.failed.take() {
-            Some(error) => Err(error.into()),
-            None => Ok(std::mem::take(&mut state.next)),
-        }
-    }
-
-    fn wait_while<'s>(
-        &self,
-        mut state: MutexGuard<'s, State>,
-        deadline: Instant,
-        waits: impl Fn(&State) -> bool,
-    ) -> Result<MutexGuard<'s, State>, Cause> {
-        while waits(&state) {
-            let left = deadline.saturating_duration_since(clock::now());
-            if left.is_zero() {
-                return Err(Cause::Late(format!(
-                    "{} messages were not acknowledged in time",
-                    state.outstanding
-                )));
-            }
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        Ok(state)
-    }
-}
-
-impl ClientContext for Deliveries {}
-
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, transaction: usize) {
-        let mut state = self.state();
-        if state.transaction != transaction {
-            return;
-        }
-        state.outstanding = state.outstanding.saturating_sub(1);
-        match result {
-            Ok(message) => {
-                let next = state
-                    .next
-                    .entry((message.topic().to_owned(), message.partition()))
-                    .or_default();
-                *next = (*next).max(message.offset() + 1);
-            }
-            Err((error, _)) => {
-                state.failed.get_or_insert_with(|| error.clone());
-            }
-        }
-        drop(state);
-        self.changed.notify_all();
-    }
 }

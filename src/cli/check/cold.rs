@@ -1,13 +1,15 @@
 //! What a start would find cold, and how much of its topic it would read back.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::{Report, count, visit};
 use crate::assignments::Rules;
 use crate::broker::Error as BrokerError;
 use crate::broker::cluster::Cluster;
-use crate::broker::kafka::changelog::Ends;
-use crate::broker::kafka::reach;
+use crate::broker::kafka::changelog::{Ends, Span};
+use crate::broker::kafka::reach::Sample;
+use crate::broker::kafka::{asker, reach};
 use crate::clock;
 use crate::config::{Cold, Durability, Settings};
 use crate::error::{Error, chain};
@@ -22,7 +24,12 @@ pub(super) fn partitions(settings: &Settings, cluster: &Cluster, report: &mut Re
         )),
         Ok(found) => {
             for (topic, parts) in found {
-                say(settings, &topic, &parts, report);
+                let sample = reach::sample(settings, spans(&topic, &parts), SAMPLE);
+                let pace = sample.map_or_else(
+                    |error| format!("how long that takes is not known: {}", chain(&error)),
+                    |sample| pace(sample, total(&parts)),
+                );
+                say(settings, &topic, &parts, &pace, report);
             }
         }
         // Whether a start would be refused for it is said by the line of rights.
@@ -40,9 +47,43 @@ struct Found {
     to: i64,
 }
 
-fn say(settings: &Settings, topic: &str, parts: &[Found], report: &mut Report) {
+/// How long check reads to see how fast that goes.
+const SAMPLE: Duration = Duration::from_secs(2);
+
+fn spans(topic: &str, parts: &[Found]) -> Vec<Span> {
+    let span = |part: &Found| Span {
+        topic: topic.to_owned(),
+        partition: part.partition,
+        from: part.from,
+        to: part.to,
+    };
+    parts.iter().map(span).collect()
+}
+
+fn total(parts: &[Found]) -> u64 {
     let total: i64 = parts.iter().map(|part| part.to - part.from).sum();
-    let total = count(usize::try_from(total).unwrap_or(0), "message");
+    u64::try_from(total).unwrap_or(0)
+}
+
+/// How long it takes to read so many messages, at the pace of a sample.
+fn pace(sample: Sample, total: u64) -> String {
+    let Sample { messages, took } = sample;
+    if messages == 0 {
+        return "how long that takes is not known: none of them could be read in the time of a sample"
+            .to_owned();
+    }
+    let took = took.max(Duration::from_millis(1));
+    let second = messages as f64 / took.as_secs_f64();
+    let seconds = (total as f64 / second).ceil().max(1.0);
+    let whole = Duration::from_secs(seconds as u64);
+    format!(
+        "to read them takes about {}, by a sample of {messages} that were read now, at {second:.0}/s; to record them comes on top",
+        humantime::format_duration(whole)
+    )
+}
+
+fn say(settings: &Settings, topic: &str, parts: &[Found], pace: &str, report: &mut Report) {
+    let total = count(usize::try_from(total(parts)).unwrap_or(0), "message");
     let each: Vec<_> = parts
         .iter()
         .map(|part| {
@@ -62,13 +103,13 @@ fn say(settings: &Settings, topic: &str, parts: &[Found], report: &mut Report) {
         .is_some_and(|policy| policy.class.is_guarded());
     match settings.cold {
         Cold::Rebuild => report.ok(format_args!(
-            "cold: {cold} of topic {topic:?}; before they are served the start reads back at most {total}: {each}"
+            "cold: {cold} of topic {topic:?}; before they are served the start reads back at most {total}: {each}; {pace}"
         )),
         Cold::Refuse if guarded => report.warn(format_args!(
-            "cold: {cold} of topic {topic:?} would not be served; with `cold = \"rebuild\"` the start would read back at most {total}: {each}"
+            "cold: {cold} of topic {topic:?} would not be served; with `cold = \"rebuild\"` the start would read back at most {total}: {each}; {pace}"
         )),
         Cold::Refuse | Cold::Run => report.warn(format_args!(
-            "cold: {cold} of topic {topic:?} would be served without their past; with `cold = \"rebuild\"` the start would read back at most {total}: {each}"
+            "cold: {cold} of topic {topic:?} would be served without their past; with `cold = \"rebuild\"` the start would read back at most {total}: {each}; {pace}"
         )),
     }
 }
@@ -83,7 +124,7 @@ fn find(settings: &Settings, cluster: &Cluster) -> Result<BTreeMap<String, Vec<F
     if asked.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let facts = reach::committed(settings, &asked)?;
+    let facts = asker::committed(settings, &asked)?;
     let known = match settings.durability {
         Durability::Local => of_the_store(settings, &asked)?,
         Durability::Replicated => Known {
@@ -138,7 +179,7 @@ fn find(settings: &Settings, cluster: &Cluster) -> Result<BTreeMap<String, Vec<F
 }
 
 /// How long the broker may take to tell where windows begin.
-const WAIT: std::time::Duration = std::time::Duration::from_secs(30);
+const WAIT: Duration = Duration::from_secs(30);
 
 struct Known {
     store_id: StoreId,
@@ -195,4 +236,23 @@ fn of_the_changelogs(
         }));
     }
     Ok(positions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_tells_how_long_all_of_it_takes() {
+        let sample = |messages, millis| Sample {
+            messages,
+            took: Duration::from_millis(millis),
+        };
+        assert_eq!(
+            pace(sample(400_000, 2_000), 60_000_000),
+            "to read them takes about 5m, by a sample of 400000 that were read now, at 200000/s; to record them comes on top"
+        );
+        assert!(pace(sample(7, 0), 7).contains("about 1s, by a sample of 7 "));
+        assert!(pace(sample(0, 0), 7).contains("is not known"));
+    }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use self::bound::Found;
 use super::error::Problem;
 use super::kafka;
-use super::settings::{Cold, Durability, Limits, Settings};
+use super::settings::{Cold, Durability, Limits, Settings, Standby};
 use super::units::{ByteCount, show_duration};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -50,6 +50,7 @@ pub fn warnings(settings: &Settings) -> Vec<Problem> {
     found
         .key("cold", settings.cold.name())
         .when(settings.cold == Cold::Run, why, fix);
+    found.problems.extend(kafka::warn(&settings.kafka));
     if settings.durability == Durability::Replicated {
         replicated::warn(settings, &mut found);
     }
@@ -114,6 +115,15 @@ fn process(settings: &Settings, found: &mut Found) {
             "every message of a quiet topic would have to be confirmed by another",
         )
         .most(CENTURY, "it would stop nothing");
+    let (why, fix) = (
+        "a copy of another's window is read from its changelog, which only the replicated mode has",
+        "remove it, or set durability = \"replicated\"",
+    );
+    found.key("standby", settings.standby.name()).when(
+        settings.standby == Standby::All && settings.durability == Durability::Local,
+        why,
+        fix,
+    );
 }
 
 fn limits(limits: &Limits, found: &mut Found) {
@@ -297,6 +307,10 @@ mod tests {
         assert_eq!(warnings(&settle("").unwrap()), []);
         let odd = [
             ("cold = \"run\"", "cold"),
+            (
+                "kafka.\"group.protocol\" = \"consumer\"",
+                "kafka.\"group.protocol\"",
+            ),
             ("topics.orders.deadline = \"11s\"", "topics.orders.deadline"),
             ("topics.orders.window = \"1h\"", "topics.orders.window"),
             ("topics.orders.mode = \"observe\"", "topics.orders.mode"),

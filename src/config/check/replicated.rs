@@ -159,6 +159,21 @@ mod tests {
     }
 
     #[test]
+    fn copies_of_the_windows_of_others_need_changelogs() {
+        assert_eq!(replicated("standby = \"all\""), []);
+        assert_eq!(settle("").unwrap(), settle("standby = \"none\"").unwrap());
+        let error = settle("standby = \"all\"").unwrap_err();
+        let [problem] = error.problems() else {
+            panic!("{error}")
+        };
+        assert_eq!(
+            (problem.key.as_str(), problem.value.as_str()),
+            ("standby", "\"all\"")
+        );
+        assert!(problem.fix.contains("durability = \"replicated\""), "{problem}");
+    }
+
+    #[test]
     fn an_interval_of_commits_is_worth_a_warning_where_nothing_follows_it() {
         let keys = |lines: &str| {
             let settings = settle(lines).unwrap();

@@ -8,6 +8,7 @@
     reason = "a test may panic"
 )]
 
+mod arrivals;
 mod crashes;
 mod drains;
 mod held;

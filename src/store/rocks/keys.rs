@@ -68,9 +68,9 @@ pub(super) fn changelog(partition: PartitionId) -> String {
     format!("{CHANGELOG}{}/{}", partition.topic.0, partition.partition)
 }
 
-/// The partition of a position's key.
-pub(super) fn parse_position(key: &[u8]) -> Option<PartitionId> {
-    let rest = std::str::from_utf8(key).ok()?.strip_prefix(POSITION)?;
+/// The partition of a key in `meta` that begins so.
+pub(super) fn parse_partition(key: &[u8], prefix: &str) -> Option<PartitionId> {
+    let rest = std::str::from_utf8(key).ok()?.strip_prefix(prefix)?;
     let (topic, partition) = rest.split_once('/')?;
     Some(PartitionId {
         topic: TopicId(topic.parse().ok()?),
@@ -168,8 +168,11 @@ mod tests {
         assert!(key.starts_with(&open_prefix(ORDERS_3)));
         let last = open(ORDERS_3, &TokenKey([u8::MAX; 16]), Offset(i64::MAX));
         assert!(last[..] < open_end(ORDERS_3)[..]);
-        assert_eq!(parse_position(position(ORDERS_3).as_bytes()), Some(ORDERS_3));
-        assert_eq!(parse_position(b"fence/258/3"), None);
+        assert_eq!(
+            parse_partition(position(ORDERS_3).as_bytes(), POSITION),
+            Some(ORDERS_3)
+        );
+        assert_eq!(parse_partition(b"fence/258/3", POSITION), None);
     }
 
     #[test]

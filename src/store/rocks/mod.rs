@@ -180,6 +180,12 @@ impl RocksStore {
         Ok(known)
     }
 
+    /// The durability mode that the store was made in.
+    #[must_use]
+    pub const fn durability(&self) -> Durability {
+        self.durability
+    }
+
     /// How many partitions the topic had at the last contact with a broker, `None` before the first.
     #[must_use]
     pub fn partitions_of(&self, topic: TopicId) -> Option<i32> {

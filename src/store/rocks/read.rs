@@ -218,11 +218,12 @@ impl RocksStore {
 
     pub(super) fn list_partitions(&self) -> Result<Vec<PartitionId>, Error> {
         let mut found = BTreeSet::new();
-        let positions = self.under(keys::META, keys::POSITION)?;
-        for entry in positions {
-            let (key, _) = entry.map_err(|error| self.damage("list partitions", &error))?;
-            let unreadable = || open::unreadable(&self.path, &String::from_utf8_lossy(&key));
-            found.insert(keys::parse_position(&key).ok_or_else(unreadable)?);
+        for prefix in [keys::POSITION, keys::CHANGELOG] {
+            for entry in self.under(keys::META, prefix)? {
+                let (key, _) = entry.map_err(|error| self.damage("list partitions", &error))?;
+                let unreadable = || open::unreadable(&self.path, &String::from_utf8_lossy(&key));
+                found.insert(keys::parse_partition(&key, prefix).ok_or_else(unreadable)?);
+            }
         }
         // Partitions are few and open records may be many: one step per partition.
         let open = self.family(keys::OPEN)?;

@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hapax::config::Listen;
+use hapax::config::{Listen, Standby};
 use hapax::{Bytes, Class, Consumer, Context, HandlerError, Probe, Topic, Window};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,6 +27,8 @@ pub(crate) struct Spec {
     pub(crate) run: String,
     pub(crate) life: u32,
     pub(crate) state_dir: PathBuf,
+    /// Whether it keeps copies of what the others own.
+    pub(crate) stands_by: bool,
     /// The folder of the world's files.
     pub(crate) world: PathBuf,
     /// Made when the process listens for SIGTERM.
@@ -162,8 +164,11 @@ fn topic(spec: &Spec, terms: Terms) -> Topic<hapax::handler::Undecoded, Of> {
     let mut topic = Topic::bytes(terms.topic(&spec.run), class(terms.class))
         .state(of)
         .window(Window::seconds(WINDOW.as_secs()))
-        .retry(ATTEMPTS_MAX, Duration::from_secs(20))
+        // The last ones from the disk.
+        .retry(ATTEMPTS_MAX - 2, Duration::from_secs(20))
+        .retry_overall(ATTEMPTS_MAX, Duration::from_secs(600))
         .backoff(Duration::from_millis(5), Duration::from_millis(40))
+        .backoff_overall(Duration::from_millis(200), Duration::from_secs(1))
         .deadline(Duration::from_secs(3));
     if terms.probe {
         topic = topic
@@ -193,6 +198,7 @@ fn consumer(spec: &Spec) -> Consumer {
             layer.commit_every = Some(Duration::from_millis(100));
             layer.drain = Some(Duration::from_secs(4));
             layer.admin.listen = Some(Listen::Off);
+            layer.standby = spec.stands_by.then_some(Standby::All);
         });
     for terms in TOPICS {
         consumer = consumer.handle(topic(spec, terms), handle);

@@ -56,6 +56,8 @@ pub(crate) struct Fleet<'a> {
     cluster: &'a Cluster,
     dir: PathBuf,
     run: String,
+    /// The one that keeps copies of what the others own.
+    stands_by: usize,
     /// A rule of the runtime that is switched off in every process.
     broken: Option<&'static str>,
     slots: [Slot; MEMBERS],
@@ -68,11 +70,18 @@ pub(crate) struct Fleet<'a> {
 }
 
 impl<'a> Fleet<'a> {
-    pub(crate) fn start(cluster: &'a Cluster, dir: &Path, run: &str, broken: Option<&'static str>) -> Self {
+    pub(crate) fn start(
+        cluster: &'a Cluster,
+        dir: &Path,
+        run: &str,
+        seed: u64,
+        broken: Option<&'static str>,
+    ) -> Self {
         let mut fleet = Self {
             cluster,
             dir: dir.to_owned(),
             run: run.to_owned(),
+            stands_by: (seed % MEMBERS as u64) as usize,
             broken,
             slots: Default::default(),
             lives: BTreeMap::new(),
@@ -121,6 +130,7 @@ impl<'a> Fleet<'a> {
             run: self.run.clone(),
             life: number,
             state_dir,
+            stands_by: member == self.stands_by,
             world: self.dir.join("world"),
             ready: self.dir.join(format!("ready-{number}")),
             books: self.dir.join(format!("books-{number}")),

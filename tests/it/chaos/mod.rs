@@ -39,8 +39,12 @@ use plan::Messages;
 use tail::{Log, Tail};
 use terms::{PARTITIONS, TOPICS, WINDOW, changelog, letters};
 
-/// After the last fault: the transactions of the dead time out one after the other, and a backlog is worked off.
-const COMPLETE_WITHIN: Duration = Duration::from_secs(120);
+/// After the last fault the commit point of every partition that lags moves at least once in this time: the transactions of
+/// the dead time out one after the other, and slow handlers are in the way.
+const MOVES_WITHIN: Duration = Duration::from_secs(120);
+
+/// A backlog is worked off in this time on the slowest machine.
+const COMPLETE_WITHIN: Duration = Duration::from_secs(900);
 
 /// What a campaign is made from.
 #[derive(Debug, Clone)]
@@ -120,7 +124,7 @@ pub(crate) fn run(settings: &Settings) -> Option<Outcome> {
     let tail = Tail::start(&client, &changelogs, PARTITIONS);
     let window = settings.per_second as usize * WINDOW.as_secs() as usize;
     let messages = Messages::new(settings.seed, TOPICS.len(), PARTITIONS, window);
-    let mut fleet = Fleet::start(&cluster, dir.path(), &run, settings.broken);
+    let mut fleet = Fleet::start(&cluster, dir.path(), &run, settings.seed, settings.broken);
     let feed = Feed::start(&client, &run, messages, settings.per_second);
     suffer(&mut fleet, settings);
 
@@ -128,10 +132,13 @@ pub(crate) fn run(settings: &Settings) -> Option<Outcome> {
     let messages = feed.stop();
     let mut stuck = Vec::new();
     // With a rule switched off it may never come to its end.
-    let within = COMPLETE_WITHIN / if settings.broken.is_some() { 4 } else { 1 };
-    if let Some(lag) = complete(&mut fleet, &client, &run, &topics, within) {
+    let (moves, within) = match settings.broken {
+        Some(_) => (MOVES_WITHIN / 4, MOVES_WITHIN / 2),
+        None => (MOVES_WITHIN, COMPLETE_WITHIN),
+    };
+    if let Some(lag) = complete(&mut fleet, &client, &run, &topics, moves, within) {
         stuck.push(format!(
-            "not at the end within {within:?}: {lag:?}\n{}",
+            "not at the end, and it has not moved for {moves:?} or has taken {within:?}: {lag:?}\n{}",
             fleet.last_words()
         ));
     }
@@ -182,9 +189,12 @@ fn complete(
     client: &ClientConfig,
     run: &str,
     topics: &[String],
+    moves: Duration,
     within: Duration,
 ) -> Option<BTreeMap<String, BTreeMap<i32, i64>>> {
     let until = Instant::now() + within;
+    // The lag of each partition, and since when it is that.
+    let mut since: BTreeMap<(&str, i32), (i64, Instant)> = BTreeMap::new();
     let ends: Vec<_> = topics
         .iter()
         .map(|topic| (topic, checker::ends(client, topic, PARTITIONS)))
@@ -205,6 +215,13 @@ fn complete(
                 })
                 .filter(|(_, lag)| *lag > 0)
                 .collect();
+            for (partition, lag) in &of_topic {
+                let now = (*lag, Instant::now());
+                let known = since.entry((topic.as_str(), *partition)).or_insert(now);
+                if known.0 != *lag {
+                    *known = now;
+                }
+            }
             if !of_topic.is_empty() {
                 left.insert((*topic).clone(), of_topic);
             }
@@ -212,7 +229,14 @@ fn complete(
         if left.is_empty() {
             return None;
         }
-        if Instant::now() > until {
+        let stands = |topic: &String, partition: &i32| {
+            let known = since.get(&(topic.as_str(), *partition));
+            known.is_some_and(|(_, since)| since.elapsed() > moves)
+        };
+        let is_stuck = left
+            .iter()
+            .any(|(topic, of_topic)| of_topic.keys().any(|partition| stands(topic, partition)));
+        if is_stuck || Instant::now() > until {
             return Some(left);
         }
         std::thread::sleep(Duration::from_millis(50));

@@ -1,0 +1,424 @@
+//! Arrivals: what the broker knows of partitions that were just assigned, asked for by a thread of its own.
+//!
+//! The group's commits are asked for as *stable* ones (KIP-447): while a member that is gone has a transaction open with
+//! the offset of a partition in it, nobody can say what that partition's commit is, for as long as that transaction may
+//! last. So whoever asks waits, and whoever waits serves nothing else: not the poll thread, and not in the name of
+//! partitions of which everything is known. What several have in common is asked at once; where that has no answer they
+//! are asked in halves, until each that can be known is.
+//!
+//! A partition that goes and comes back has another ticket. What is told under the old one may be older than what its
+//! owner in between has committed, and is dropped.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use crate::assignments::Facts;
+use crate::broker;
+use crate::clock::{self, Instant};
+use crate::error::Error;
+use crate::store::PartitionId;
+
+/// Names one wish to know of a partition. A later wish for the same partition has another.
+type Ticket = u64;
+
+/// How the broker is asked.
+pub(crate) trait Questions: Send + 'static {
+    /// Asks for what it knows of those partitions, in their order. It gives up after about that long, or where it has no
+    /// answer for one of them.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    fn ask(&mut self, ids: &[PartitionId], at_most: Duration) -> Result<Vec<Facts>, Error>;
+}
+
+/// The handle of the thread, which ends when this is dropped.
+pub(crate) struct Arrivals {
+    wishes: mpsc::Sender<Vec<Wish>>,
+    told: mpsc::Receiver<Vec<Told>>,
+    wanted: Wanted,
+    next: Ticket,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Wish {
+    id: PartitionId,
+    ticket: Ticket,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct Told {
+    id: PartitionId,
+    ticket: Ticket,
+    outcome: Result<Facts, Error>,
+}
+
+/// Which partitions are still to be known, under which ticket.
+#[derive(Debug, Clone, Default)]
+struct Wanted(Arc<Mutex<BTreeMap<PartitionId, Ticket>>>);
+
+impl Wanted {
+    fn map(&self) -> MutexGuard<'_, BTreeMap<PartitionId, Ticket>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wants(&self, id: PartitionId, ticket: Ticket) -> bool {
+        self.map().get(&id) == Some(&ticket)
+    }
+}
+
+/// One question takes a quarter of the time that has been waited already: a broker that is slow is given longer, and one
+/// partition without an answer does not keep the thread from others for long.
+const PART: u32 = 4;
+const QUESTION_MIN: Duration = Duration::from_millis(300);
+const QUESTION_MAX: Duration = Duration::from_secs(10);
+
+/// A question that failed is followed by another after a tenth of the time that has been waited already.
+const PAUSE_PART: u32 = 10;
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// How often it is said that something is waited for.
+const SAY_EVERY: Duration = Duration::from_secs(5);
+
+/// Brokers that are away for minutes come back; whoever waits for longer wants somebody to look.
+const GIVE_UP: Duration = Duration::from_secs(600);
+
+impl Arrivals {
+    /// Starts the thread. `wake` is called when there is something to [take](Self::take).
+    ///
+    /// # Errors
+    /// Where the system gives no thread.
+    pub(crate) fn start(
+        questions: impl Questions,
+        wake: impl Fn() + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (wishes, inbox) = mpsc::channel();
+        let (tell, told) = mpsc::channel();
+        let wanted = Wanted::default();
+        let known = wanted.clone();
+        // Nobody waits for its end: it holds nothing but a client of its own, and may be in the middle of a question.
+        thread::Builder::new()
+            .name("hapax-ask".into())
+            .spawn(move || Asking::new(questions, inbox, known).serve(&tell, &wake))?;
+        Ok(Self {
+            wishes,
+            told,
+            wanted,
+            next: 1,
+        })
+    }
+
+    /// Those were assigned.
+    pub(crate) fn expect(&mut self, ids: &[PartitionId]) {
+        let since = clock::now();
+        let mut wishes = Vec::with_capacity(ids.len());
+        for id in ids {
+            self.wanted.map().insert(*id, self.next);
+            wishes.push(Wish {
+                id: *id,
+                ticket: self.next,
+                since,
+            });
+            self.next += 1;
+        }
+        // A thread that is gone has panicked, and said so.
+        let _ = self.wishes.send(wishes);
+    }
+
+    /// Those are given away, or lost.
+    pub(crate) fn forget(&mut self, ids: &[PartitionId]) {
+        self.wanted.map().retain(|id, _| !ids.contains(id));
+    }
+
+    /// Partitions of which nothing is known yet. They are ours, and not served.
+    pub(crate) fn waiting(&self) -> Vec<PartitionId> {
+        self.wanted.map().keys().copied().collect()
+    }
+
+    /// What has been told since, of what is still wanted.
+    ///
+    /// # Errors
+    /// Where the broker has given no answer for too long.
+    pub(crate) fn take(&mut self) -> Result<Vec<(PartitionId, Facts)>, Error> {
+        let mut known = Vec::new();
+        for Told { id, ticket, outcome } in self.told.try_iter().flatten() {
+            if self.wanted.wants(id, ticket) {
+                self.wanted.map().remove(&id);
+                known.push((id, outcome?));
+            }
+        }
+        Ok(known)
+    }
+}
+
+impl Drop for Arrivals {
+    fn drop(&mut self) {
+        self.wanted.map().clear();
+    }
+}
+
+/// What the thread works with.
+struct Asking<Q> {
+    questions: Q,
+    inbox: mpsc::Receiver<Vec<Wish>>,
+    wanted: Wanted,
+    pending: VecDeque<Together>,
+    said: Option<Instant>,
+}
+
+/// Those that are asked for at once.
+#[derive(Debug, Default)]
+struct Together {
+    wishes: Vec<Wish>,
+    /// It is one, and had no answer.
+    is_known_to_wait: bool,
+}
+
+impl Together {
+    const fn new(wishes: Vec<Wish>) -> Self {
+        Self {
+            wishes,
+            is_known_to_wait: false,
+        }
+    }
+}
+
+impl<Q: Questions> Asking<Q> {
+    const fn new(questions: Q, inbox: mpsc::Receiver<Vec<Wish>>, wanted: Wanted) -> Self {
+        Self {
+            questions,
+            inbox,
+            wanted,
+            pending: VecDeque::new(),
+            said: None,
+        }
+    }
+
+    fn serve(mut self, tell: &mpsc::Sender<Vec<Told>>, wake: &dyn Fn()) {
+        while let Some(asked) = self.gather() {
+            let told = self.ask(asked);
+            if !told.is_empty() {
+                // Nobody listens any more where the consumer has stopped.
+                let _ = tell.send(told);
+                wake();
+            }
+        }
+    }
+
+    /// Waits for something to ask. `None` where nobody will want to know anything any more.
+    fn gather(&mut self) -> Option<Together> {
+        loop {
+            // What has just come goes first: most of it can be known at once.
+            while let Ok(new) = self.inbox.try_recv() {
+                self.pending.push_front(Together::new(new));
+            }
+            while let Some(mut next) = self.pending.pop_front() {
+                next.wishes.retain(|wish| self.wanted.wants(wish.id, wish.ticket));
+                if !next.wishes.is_empty() {
+                    return Some(next);
+                }
+            }
+            self.said = None;
+            let new = self.inbox.recv().ok()?;
+            self.pending.push_back(Together::new(new));
+        }
+    }
+
+    fn ask(&mut self, together: Together) -> Vec<Told> {
+        let mut asked = together.wishes;
+        let ids: Vec<_> = asked.iter().map(|wish| wish.id).collect();
+        let since = asked
+            .iter()
+            .map(|wish| wish.since)
+            .min()
+            .unwrap_or_else(clock::now);
+        let waited = clock::now().saturating_duration_since(since);
+        let at_most = (waited / PART).clamp(QUESTION_MIN, QUESTION_MAX);
+        let error = match self.questions.ask(&ids, at_most) {
+            Ok(facts) => {
+                if together.is_known_to_wait {
+                    // Something has changed: it may have for the others as well.
+                    let all = self
+                        .pending
+                        .drain(..)
+                        .flat_map(|waiting| waiting.wishes)
+                        .collect();
+                    self.pending.push_back(Together::new(all));
+                }
+                let both = asked.into_iter().zip(facts);
+                return both
+                    .map(|(Wish { id, ticket, .. }, facts)| Told {
+                        id,
+                        ticket,
+                        outcome: Ok(facts),
+                    })
+                    .collect();
+            }
+            Err(error) => error,
+        };
+        let now = clock::now();
+        if let Some(Wish { id, ticket, .. }) = asked.first().copied()
+            && (is_final(&error) || now.saturating_duration_since(since) > GIVE_UP)
+        {
+            // One reason for all of them: the consumer stops with it.
+            return vec![Told {
+                id,
+                ticket,
+                outcome: Err(error),
+            }];
+        }
+        if self
+            .said
+            .is_none_or(|said| now.saturating_duration_since(said) > SAY_EVERY)
+        {
+            self.said = Some(now);
+            tracing::warn!(
+                why = %crate::error::chain(&error), partitions = asked.len(), ?waited,
+                "partitions that were assigned are not served yet; they are asked for again, and the others are served. A question \
+                 that times out: the broker is away, or an earlier owner's transaction is still open, until its own timeout"
+            );
+        }
+        let half = asked.split_off(asked.len().div_ceil(2));
+        let is_known_to_wait = half.is_empty();
+        self.pending.push_back(Together {
+            wishes: asked,
+            is_known_to_wait,
+        });
+        self.pending.push_back(Together::new(half));
+        thread::park_timeout((waited / PAUSE_PART).clamp(PAUSE_MIN, PAUSE_MAX));
+        Vec::new()
+    }
+}
+
+/// Whether the next answer would be the same.
+const fn is_final(error: &Error) -> bool {
+    matches!(error, Error::Broker(broker::Error::Right { .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::TopicId;
+    use std::collections::BTreeSet;
+
+    const fn id(partition: i32) -> PartitionId {
+        PartitionId {
+            topic: TopicId(0),
+            partition,
+        }
+    }
+
+    fn facts(high: i64) -> Facts {
+        Facts {
+            committed: None,
+            low: 0,
+            high,
+        }
+    }
+
+    /// A broker that has no answer for some partitions, and says `high` of the others.
+    #[derive(Clone, Default)]
+    struct Broker(Arc<Mutex<State>>);
+
+    #[derive(Default)]
+    struct State {
+        unstable: BTreeSet<i32>,
+        high: i64,
+        asked: Vec<usize>,
+    }
+
+    impl Questions for Broker {
+        fn ask(&mut self, ids: &[PartitionId], at_most: Duration) -> Result<Vec<Facts>, Error> {
+            let mut state = self.0.lock().unwrap();
+            state.asked.push(ids.len());
+            if ids.iter().any(|id| state.unstable.contains(&id.partition)) {
+                return Err(Error::Internal(format!("no answer within {at_most:?}")));
+            }
+            Ok(ids.iter().map(|_| facts(state.high)).collect())
+        }
+    }
+
+    fn known(arrivals: &mut Arrivals, count: usize) -> BTreeMap<i32, i64> {
+        let mut known = BTreeMap::new();
+        let until = clock::now() + Duration::from_secs(60);
+        while known.len() < count {
+            assert!(clock::now() < until, "{known:?}");
+            let told = arrivals.take().unwrap().into_iter();
+            known.extend(told.map(|(id, facts)| (id.partition, facts.high)));
+            thread::park_timeout(Duration::from_millis(1));
+        }
+        known
+    }
+
+    #[test]
+    fn one_that_cannot_be_known_keeps_no_other_waiting() {
+        let broker = Broker::default();
+        broker.0.lock().unwrap().unstable.insert(5);
+        let mut arrivals = Arrivals::start(broker.clone(), || {}).unwrap();
+        arrivals.expect(&(0..8).map(id).collect::<Vec<_>>());
+        let others = known(&mut arrivals, 7);
+        assert!(!others.contains_key(&5));
+        assert_eq!(arrivals.waiting(), [id(5)]);
+        // What comes later does not wait either.
+        arrivals.expect(&[id(9)]);
+        assert!(known(&mut arrivals, 1).contains_key(&9));
+        let mut state = broker.0.lock().unwrap();
+        assert_eq!(
+            state.asked.first(),
+            Some(&8),
+            "what answers at once is asked for at once"
+        );
+        state.unstable.clear();
+        drop(state);
+        assert!(known(&mut arrivals, 1).contains_key(&5));
+    }
+
+    #[test]
+    fn what_was_asked_for_an_earlier_assignment_is_not_taken_for_a_later_one() {
+        let broker = Broker::default();
+        let (told, tell) = (mpsc::channel(), mpsc::channel());
+        struct Held(Broker, mpsc::Sender<()>, mpsc::Receiver<()>);
+        impl Questions for Held {
+            fn ask(&mut self, ids: &[PartitionId], at_most: Duration) -> Result<Vec<Facts>, Error> {
+                let answer = self.0.ask(ids, at_most);
+                let _ = self.1.send(());
+                let _ = self.2.recv_timeout(Duration::from_secs(60));
+                answer
+            }
+        }
+        let questions = Held(broker.clone(), told.0, tell.1);
+        let mut arrivals = Arrivals::start(questions, || {}).unwrap();
+        arrivals.expect(&[id(0)]);
+        // The broker has answered, and the answer is on its way when the partition goes, is another's, and comes back.
+        told.1.recv_timeout(Duration::from_secs(60)).unwrap();
+        arrivals.forget(&[id(0)]);
+        assert_eq!(arrivals.waiting(), []);
+        broker.0.lock().unwrap().high = 7;
+        arrivals.expect(&[id(0)]);
+        tell.0.send(()).unwrap();
+        tell.0.send(()).unwrap();
+        assert_eq!(known(&mut arrivals, 1), [(0, 7)].into());
+    }
+
+    #[test]
+    fn nobody_waits_for_a_question_that_is_under_way() {
+        struct Never(mpsc::Sender<()>, mpsc::Receiver<()>);
+        impl Questions for Never {
+            fn ask(&mut self, _: &[PartitionId], _: Duration) -> Result<Vec<Facts>, Error> {
+                let _ = self.0.send(());
+                let _ = self.1.recv();
+                Err(Error::Internal("no answer".into()))
+            }
+        }
+        let (asked, is_asked) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let mut arrivals = Arrivals::start(Never(asked, ended), || {}).unwrap();
+        arrivals.expect(&[id(0)]);
+        is_asked.recv_timeout(Duration::from_secs(60)).unwrap();
+        drop(arrivals);
+        drop(end);
+    }
+}
