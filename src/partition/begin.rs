@@ -45,7 +45,9 @@ impl Partition {
             let Some(work) = self.works.get_mut(id) else {
                 continue;
             };
-            if work.order.is_some_and(|order| self.blocked.contains_key(&order)) {
+            // What was begun before goes by its own row: a hold behind its key would not say that it may have run.
+            let has_run = work.open_at.is_some();
+            if !has_run && work.order.is_some_and(|order| self.blocked.contains_key(&order)) {
                 self.hold(id, HeldFor::Key, None);
                 continue;
             }

@@ -277,7 +277,8 @@ impl Partition {
             return;
         }
         let of = by_message(found);
-        for (id, name) in ids {
+        // They have waited: before what has come since, in the order in which they were due.
+        for (id, name) in ids.into_iter().rev() {
             // One that has left its rest meanwhile was given up.
             let Some(resting) = self.resting.get(id).filter(|resting| resting.name() == name) else {
                 continue;
@@ -309,6 +310,6 @@ impl Partition {
         work.may_have_applied = may_have_applied;
         work.in_doubt = in_doubt;
         work.phase = Phase::Ready;
-        self.ready.push_back(id);
+        self.ready.push_front(id);
     }
 }

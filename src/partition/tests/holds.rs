@@ -299,3 +299,28 @@ fn a_held_message_that_kills_the_process_is_given_up_after_its_attempts() {
         assert!(script.calls().len() <= 8, "{:?}", script.calls());
     });
 }
+
+/// 1 has run while 0 was in doubt; then the topic says that doubt holds its key up. 1 stays in doubt itself.
+#[test]
+fn what_was_begun_is_in_doubt_though_its_key_is_held_up_now() {
+    paused(async {
+        let script = Script::new(|offset, _| if offset == 0 { who_knows() } else { never() });
+        let mut rig = patient(Class::NonIdempotent, &script, |policy| {
+            policy.deadline = Duration::from_secs(60);
+        });
+        rig.send(0, message("a"));
+        rig.send(0, message("b"));
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!(script.offsets(), [0, 1]);
+        rig.crash();
+        rig.policy.after_doubt = AfterHold::BlockKey;
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        rig.stop().await;
+        resolve(&mut rig, 0, Verdict::Done);
+        rig.start().await.unwrap();
+        rig.run_for(Duration::from_secs(10)).await;
+        assert_eq!((script.offsets(), open_offsets(&rig)), (vec![0, 1], vec![1]));
+    });
+}
