@@ -38,6 +38,7 @@ async fn main() -> Result<(), hapax::Error> {
     let topic = Topic::json::<Order>("orders", NonIdempotent)
         .window(Window::hours(24))
         .retry(5, Duration::from_secs(30))
+        .retry_overall(5, Duration::from_secs(30))
         .backoff(Duration::from_millis(100), Duration::from_secs(5));
     let mut orders = Harness::new(topic, handle);
     let order = |id: &str, cents| {

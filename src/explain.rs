@@ -7,8 +7,8 @@ mod failures;
 
 use crate::class::Class;
 use crate::config::{
-    AfterFailure, Cold, Concurrency, Durability, Expired, MissingToken, Mode, OnMismatch, Settings, Standby,
-    Start, TokenSource, TopicPolicy, show_duration, warnings,
+    AfterFailure, AfterHold, Cold, Concurrency, Durability, Expired, MissingToken, Mode, OnMismatch, Overall,
+    Settings, Standby, Start, TokenSource, TopicPolicy, show_duration, warnings,
 };
 
 /// Bytes on disk of one token with a plain outcome; `bench bytes_per_key` measures it.
@@ -185,18 +185,27 @@ fn policy_rows(settings: &Settings, name: &str, policy: &TopicPolicy, page: &mut
             Concurrency::Unordered(_) => format!("{slots} at a time, in any order"),
         },
     );
-    let retry = policy.retry;
+    let (in_place, overall) = (policy.retry.in_place, policy.retry.overall);
     page.row(
         "an attempt",
         &format!(
             "has {}; at most {} attempts within {}, waiting up to {} and doubling to {}",
             show_duration(policy.deadline),
-            retry.attempts,
-            show_duration(retry.total),
-            show_duration(retry.first),
-            show_duration(retry.max)
+            in_place.attempts,
+            show_duration(in_place.total),
+            show_duration(in_place.first),
+            show_duration(in_place.max)
         ),
     );
+    let after = match policy.after_hold {
+        _ if overall.attempts <= in_place.attempts => {
+            "the message is dead-lettered: `retry.overall` allows no more".to_owned()
+        }
+        _ if matches!(policy.concurrency, Concurrency::Unordered(_)) => held_text(&overall),
+        AfterHold::BlockKey => format!("{}, and later messages of its key behind it", held_text(&overall)),
+        AfterHold::Release => format!("{}; later messages of its key run", held_text(&overall)),
+    };
+    page.row("when these are spent", &after);
     page.row(
         "the reply",
         &match policy.store_outcome {
@@ -404,6 +413,16 @@ fn size(bytes: u128) -> String {
         scaled = scaled.div_ceil(1_024);
     }
     format!("{scaled} ZiB")
+}
+
+fn held_text(overall: &Overall) -> String {
+    format!(
+        "held on disk until the next one, {} attempts in all within {}, waiting up to {} and doubling to {}",
+        overall.attempts,
+        show_duration(overall.total),
+        show_duration(overall.first),
+        show_duration(overall.max)
+    )
 }
 
 #[cfg(test)]

@@ -37,6 +37,10 @@ pub(crate) enum State {
     InDoubt,
     /// Held, because an earlier message of its token is open: that one's offset, while it still is.
     Behind(Option<Offset>),
+    /// Held until its next attempt is due: the wall clock then, in milliseconds since the epoch.
+    Retry(i64),
+    /// Held, because an earlier message of its key is.
+    BehindKey,
     /// Given up on; its dead letter is not yet acknowledged.
     Settling,
 }
@@ -44,7 +48,10 @@ pub(crate) enum State {
 impl State {
     /// Whether the message is held for later.
     pub(crate) const fn is_held(self) -> bool {
-        matches!(self, Self::InDoubt | Self::Behind(_))
+        matches!(
+            self,
+            Self::InDoubt | Self::Behind(_) | Self::Retry(_) | Self::BehindKey
+        )
     }
 
     /// The name in `--json`.
@@ -53,6 +60,8 @@ impl State {
             Self::Begun => "begun",
             Self::InDoubt => "in-doubt",
             Self::Behind(_) => "behind-token",
+            Self::Retry(_) => "retry",
+            Self::BehindKey => "behind-key",
             Self::Settling => "settling",
         }
     }
@@ -65,6 +74,8 @@ impl fmt::Display for State {
             Self::InDoubt => f.write_str("in doubt"),
             Self::Behind(Some(first)) => write!(f, "behind its token, open at {first}"),
             Self::Behind(None) => f.write_str("behind its token, now closed"),
+            Self::Retry(_) => f.write_str("to be retried"),
+            Self::BehindKey => f.write_str("behind its key"),
             Self::Settling => f.write_str("settling"),
         }
     }
@@ -97,27 +108,30 @@ pub(crate) fn list(store: &dyn Store, names: &BTreeMap<TopicId, String>) -> Resu
             continue;
         };
         let open = store.load(id)?.open;
-        for (index, record) in open.iter().enumerate() {
-            let earlier = open.get(..index).unwrap_or_default();
-            entries.push(entry(topic, id, record, earlier));
+        for record in &open {
+            entries.push(entry(topic, id, record, &open));
         }
     }
     entries.sort_by(|a, b| (&a.topic, a.id, a.offset).cmp(&(&b.topic, b.id, b.offset)));
     Ok(entries)
 }
 
-fn entry(topic: &str, id: PartitionId, open: &Open, earlier: &[Open]) -> Entry {
+fn entry(topic: &str, id: PartitionId, open: &Open, all: &[Open]) -> Entry {
     let (state, verdict) = match &open.stage {
         Stage::Begun { .. } => (State::Begun, None),
         Stage::Settling { .. } => (State::Settling, None),
         Stage::Held { why, verdict, .. } => match why {
             HeldFor::InDoubt => (State::InDoubt, *verdict),
             HeldFor::Token => {
-                let first = earlier
+                // It may have the higher offset (`partition/restore.rs`).
+                let first = all
                     .iter()
+                    .filter(|first| !first.is_behind_its_token())
                     .find(|first| first.keys.iter().any(|key| open.keys.contains(key)));
                 (State::Behind(first.map(|first| first.offset)), *verdict)
             }
+            HeldFor::Retry { due_ms, .. } => (State::Retry(*due_ms), *verdict),
+            HeldFor::Key => (State::BehindKey, *verdict),
         },
     };
     Entry {
@@ -230,7 +244,7 @@ pub(crate) fn choose<'a>(entries: &'a [Entry], target: &Target) -> Result<Vec<&'
 fn takes_verdict(entry: &Entry) -> Result<&Entry, Refusal> {
     let place = entry.place();
     match entry.state {
-        State::InDoubt => Ok(entry),
+        State::InDoubt | State::Retry(_) | State::BehindKey => Ok(entry),
         State::Behind(Some(first)) => Err(Refusal::Behind { place, first }),
         State::Behind(None) => Err(Refusal::BehindClosed(place)),
         State::Begun => Err(Refusal::Begun(place)),

@@ -69,6 +69,8 @@ definitions! {
         "Calls of the handler.";
     RETRIES = "hapax_retries_total", Counter, Count, ["topic"],
         "Calls of the handler after the first for one message.";
+    RETRIES_HELD = "hapax_retries_held_total", Counter, Count, ["topic"],
+        "Messages put on disk until their next attempt is due.";
     OUTCOMES = "hapax_outcomes_total", Counter, Count, ["topic", "outcome"],
         "Outcomes recorded: done, or failed with its reason.";
     IN_DOUBT = "hapax_in_doubt_total", Counter, Count, ["topic", "cause"],
@@ -194,6 +196,7 @@ pub(crate) struct TopicMeters {
     pub(crate) missing_tokens: Counter,
     pub(crate) attempts: Counter,
     pub(crate) retries: Counter,
+    pub(crate) retries_held: Counter,
     pub(crate) done: Counter,
     pub(crate) handler: Histogram,
     pub(crate) record: Histogram,
@@ -223,6 +226,7 @@ impl TopicMeters {
             missing_tokens: counter(name::MISSING_TOKENS),
             attempts: counter(name::ATTEMPTS),
             retries: counter(name::RETRIES),
+            retries_held: counter(name::RETRIES_HELD),
             done: metrics::counter!(name::OUTCOMES, "topic" => topic.clone(), "outcome" => "done"),
             handler: histogram(name::HANDLER),
             record: histogram(name::RECORD),

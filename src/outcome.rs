@@ -193,22 +193,20 @@ impl Verdict {
 
 /// Why a message is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum HeldFor {
     /// It may have been applied, and nobody has said whether it was.
-    InDoubt = 1,
+    InDoubt,
     /// Another message of its token is open.
-    Token = 2,
-}
-
-impl HeldFor {
-    /// The kind of that number, `None` for a number of a later version.
-    #[must_use]
-    pub fn from_number(number: u8) -> Option<Self> {
-        [Self::InDoubt, Self::Token]
-            .into_iter()
-            .find(|held| *held as u8 == number)
-    }
+    Token,
+    /// Its attempts in place are spent, and others come later.
+    Retry {
+        /// When the next one is due, by the wall clock, in milliseconds since the epoch.
+        due_ms: i64,
+        /// An attempt before may have applied something, and its class is run again all the same.
+        may_have_applied: bool,
+    },
+    /// A message of its key is held, and this one comes after it.
+    Key,
 }
 
 /// The state of a token with unfinished business.
@@ -263,6 +261,18 @@ pub struct Open {
 }
 
 impl Open {
+    /// Whether its message is held because another of its token is open.
+    #[must_use]
+    pub const fn is_behind_its_token(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Held {
+                why: HeldFor::Token,
+                ..
+            }
+        )
+    }
+
     /// Bytes that count against `held_bytes`.
     #[must_use]
     pub fn bytes(&self) -> usize {

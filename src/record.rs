@@ -62,6 +62,16 @@ mod tag {
     pub(super) const HEADERS: u8 = 14;
     pub(super) const END: u8 = 15;
     pub(super) const ERROR: u8 = 16;
+    pub(super) const DUE: u8 = 17;
+    pub(super) const MAY_HAVE_APPLIED: u8 = 18;
+}
+
+/// Why a message is held.
+mod held {
+    pub(super) const IN_DOUBT: u8 = 1;
+    pub(super) const TOKEN: u8 = 2;
+    pub(super) const RETRY: u8 = 3;
+    pub(super) const KEY: u8 = 4;
 }
 
 fn put_field(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
@@ -196,7 +206,7 @@ pub fn encode_open(open: &Open, out: &mut Vec<u8>) {
             message,
             verdict,
         } => {
-            put_field(out, tag::HELD_FOR, &[*why as u8]);
+            put_held_for(out, *why);
             if let Some(verdict) = verdict {
                 put_field(out, tag::VERDICT, &[*verdict as u8]);
             }
@@ -234,8 +244,7 @@ pub fn decode_open(bytes: &[u8]) -> Result<Open, Error> {
             },
         },
         state::HELD => Stage::Held {
-            why: HeldFor::from_number(fields.byte(tag::HELD_FOR)?)
-                .ok_or(Error::Malformed("held for what"))?,
+            why: fields.held_for()?,
             message: fields.message()?,
             verdict: match fields.get(tag::VERDICT) {
                 None => None,
@@ -260,6 +269,26 @@ pub fn decode_open(bytes: &[u8]) -> Result<Open, Error> {
         since_ms,
         fingerprint: fields.fingerprint()?,
     })
+}
+
+fn put_held_for(out: &mut Vec<u8>, why: HeldFor) {
+    let number = match why {
+        HeldFor::InDoubt => held::IN_DOUBT,
+        HeldFor::Token => held::TOKEN,
+        HeldFor::Retry { .. } => held::RETRY,
+        HeldFor::Key => held::KEY,
+    };
+    put_field(out, tag::HELD_FOR, &[number]);
+    if let HeldFor::Retry {
+        due_ms,
+        may_have_applied,
+    } = why
+    {
+        put_field(out, tag::DUE, &due_ms.to_le_bytes());
+        if may_have_applied {
+            put_field(out, tag::MAY_HAVE_APPLIED, &[]);
+        }
+    }
 }
 
 fn put_message(out: &mut Vec<u8>, message: &Kept) {
@@ -352,6 +381,22 @@ impl<'a> Fields<'a> {
             state::INVALIDATED => Ok(End::Invalidated),
             state::FORGOTTEN => Ok(End::Forgotten),
             _ => Err(Error::Malformed("not a closed state")),
+        }
+    }
+
+    fn held_for(&self) -> Result<HeldFor, Error> {
+        match self.byte(tag::HELD_FOR)? {
+            held::IN_DOUBT => Ok(HeldFor::InDoubt),
+            held::TOKEN => Ok(HeldFor::Token),
+            held::RETRY => Ok(HeldFor::Retry {
+                due_ms: self
+                    .array(tag::DUE)?
+                    .map(i64::from_le_bytes)
+                    .ok_or(Error::Malformed("held until when"))?,
+                may_have_applied: self.get(tag::MAY_HAVE_APPLIED).is_some(),
+            }),
+            held::KEY => Ok(HeldFor::Key),
+            _ => Err(Error::Malformed("held for what")),
         }
     }
 
@@ -448,7 +493,16 @@ mod tests {
             Verdict::Run,
             Verdict::DeadLetter,
         ]));
-        let why = prop::sample::select(&[HeldFor::InDoubt, HeldFor::Token]);
+        let retry = any::<(i64, bool)>().prop_map(|(due_ms, may_have_applied)| HeldFor::Retry {
+            due_ms,
+            may_have_applied,
+        });
+        let why = prop_oneof![
+            Just(HeldFor::InDoubt),
+            Just(HeldFor::Token),
+            retry,
+            Just(HeldFor::Key),
+        ];
         prop_oneof![
             (any::<bool>(), prop::option::of(messages()))
                 .prop_map(|(not_applied, message)| Stage::Begun { not_applied, message }),

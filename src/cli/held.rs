@@ -74,7 +74,10 @@ fn page(open: &[Entry], shown: &[&Entry]) -> String {
             table.row([
                 entry.place(),
                 entry.token(),
-                entry.state.to_string(),
+                match entry.state {
+                    State::Retry(due_ms) => format!("to be retried at {}", moment(due_ms)),
+                    state => state.to_string(),
+                },
                 moment(entry.since_ms),
                 entry.attempts.to_string(),
                 ByteCount(entry.bytes as u64).to_string(),
@@ -87,10 +90,11 @@ fn page(open: &[Entry], shown: &[&Entry]) -> String {
     let held = number(|entry| entry.state.is_held());
     let waiting = number(|entry| entry.state == State::InDoubt && entry.verdict.is_none());
     let decided = number(|entry| entry.verdict.is_some());
+    let retried = number(|entry| matches!(entry.state, State::Retry(_)) && entry.verdict.is_none());
     text.push_str(&format!(
-        "{} held: {waiting} in doubt without a verdict, {decided} with one, {} behind their token\n",
+        "{} held: {waiting} in doubt without a verdict, {decided} with one, {retried} to be retried, {} behind their token or key\n",
         count(held, "message"),
-        held - waiting - decided
+        held - waiting - decided - retried
     ));
     let begun = number(|entry| entry.state == State::Begun);
     if begun > 0 {

@@ -55,7 +55,9 @@ fn comments() -> BTreeMap<String, String> {
             Some("Admin") => prefix = "admin.",
             Some("TopicPolicy") => prefix = "topics.NAME.",
             Some("Mismatch") => prefix = "topics.NAME.mismatch.",
-            Some("Retry") => prefix = "retry.in_place.",
+            Some("Retry") => prefix = "retry.",
+            Some("InPlace") => prefix = "retry.in_place.",
+            Some("Overall") => prefix = "retry.overall.",
             Some(other) => panic!("fields of {other} belong to no key"),
             None => {}
         }
@@ -150,14 +152,14 @@ fn every_metric_that_the_docs_name_exists() {
 #[test]
 fn the_page_states_the_defaults_of_the_code() {
     let stated = assert_stated(page());
-    assert_eq!(stated, 36, "of the keys of the page");
+    assert_eq!(stated, 42, "of the keys of the page");
 }
 
 #[test]
 fn the_doc_comments_state_the_defaults_of_the_code() {
     let comments = comments();
     let stated = assert_stated(comments.iter().map(|(key, said)| (key.as_str(), said.as_str())));
-    assert_eq!(stated, 36, "of the commented fields");
+    assert_eq!(stated, 42, "of the commented fields");
     // Those of a topic's own retry are the fields of the common one.
     let fields = known()
         .into_iter()
@@ -212,6 +214,10 @@ fn every_key_reaches_its_setting() {
         ("retry.in_place.total", "\"7s\""),
         ("retry.in_place.first", "\"7ms\""),
         ("retry.in_place.max", "\"7s\""),
+        ("retry.overall.attempts", "7"),
+        ("retry.overall.total", "\"7h\""),
+        ("retry.overall.first", "\"7s\""),
+        ("retry.overall.max", "\"7h\""),
         ("dead_letter.topic", "\"other\""),
         ("dead_letter.create", "true"),
         ("admin.listen", "\"off\""),
@@ -235,6 +241,12 @@ fn every_key_reaches_its_setting() {
         ("topics.NAME.retry.in_place.total", "\"7s\""),
         ("topics.NAME.retry.in_place.first", "\"7ms\""),
         ("topics.NAME.retry.in_place.max", "\"7s\""),
+        ("topics.NAME.retry.overall.attempts", "7"),
+        ("topics.NAME.retry.overall.total", "\"7h\""),
+        ("topics.NAME.retry.overall.first", "\"7s\""),
+        ("topics.NAME.retry.overall.max", "\"7h\""),
+        ("topics.NAME.after_hold", "\"release\""),
+        ("topics.NAME.after_doubt", "\"block-key\""),
     ];
     let class = Class::NonIdempotent;
     let defaults = settle_as(class, "").unwrap();

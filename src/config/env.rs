@@ -174,7 +174,7 @@ mod tests {
             (Some(500), Some(ByteCount::gib(1)))
         );
         assert_eq!(
-            (layer.retry.attempts, layer.dead_letter.create),
+            (layer.retry.in_place.attempts, layer.dead_letter.create),
             (Some(3), Some(true))
         );
         assert_eq!(
@@ -191,7 +191,7 @@ mod tests {
             topic.token,
             Some(vec![TokenSource::Header("id".into()), TokenSource::Key])
         );
-        assert_eq!(topic.retry.first, Some(Duration::from_secs(2)));
+        assert_eq!(topic.retry.in_place.first, Some(Duration::from_secs(2)));
         assert_eq!(layer.topics["WINDOW"].window, Some(Duration::from_secs(3_600)));
         assert_eq!(layer.kafka["sasl.password"], "{not = toml");
         assert_eq!(layer.kafka["client.id"], "a_b");

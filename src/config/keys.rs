@@ -8,7 +8,8 @@ use toml::de::DeTable;
 
 use super::error::{Error, Place, Problem};
 use super::layer::{
-    AdminLayer, DeadLetterLayer, Layer, LimitsLayer, Listen, MismatchLayer, RetryLayer, TopicLayer,
+    AdminLayer, BoundsLayer, DeadLetterLayer, Layer, LimitsLayer, Listen, MismatchLayer, RetryLayer,
+    TopicLayer,
 };
 use super::read::{Findings, Section};
 use super::settings::Properties;
@@ -123,26 +124,27 @@ pub(super) fn topic(keys: &mut Section<'_>) -> TopicLayer {
         store_outcome: keys.take("store_outcome", boolean),
         offload: keys.take("offload", boolean),
         retry: keys.section("retry", retry),
+        after_hold: keys.take("after_hold", word),
+        after_doubt: keys.take("after_doubt", word),
     };
-    keys.later(
-        "after_hold",
-        "no held retries, and a message held in doubt releases its key",
-    );
     keys.later("renewal", "windows that no duplicate renews");
     layer
 }
 
 fn retry(keys: &mut Section<'_>) -> RetryLayer {
-    keys.later(
-        "overall",
-        "no held retries: when those in place are spent, the message is dead-lettered",
-    );
-    keys.section("in_place", |keys| RetryLayer {
+    RetryLayer {
+        in_place: keys.section("in_place", bounds),
+        overall: keys.section("overall", bounds),
+    }
+}
+
+fn bounds(keys: &mut Section<'_>) -> BoundsLayer {
+    BoundsLayer {
         attempts: keys.take("attempts", number),
         total: keys.take("total", duration),
         first: keys.take("first", duration),
         max: keys.take("max", duration),
-    })
+    }
 }
 
 fn listen(value: Value, _: &Place) -> Result<Listen, Refusal> {
@@ -245,7 +247,10 @@ mod tests {
         let layer = read(text).unwrap();
         assert_eq!(layer.limits.in_flight_bytes.unwrap().0, 64 << 20);
         assert_eq!(layer.limits.token_bytes.unwrap().0, 512);
-        assert_eq!((layer.retry.attempts, layer.retry.total), (Some(3), None));
+        assert_eq!(
+            (layer.retry.in_place.attempts, layer.retry.in_place.total),
+            (Some(3), None)
+        );
         assert_eq!(layer.admin.listen, Some(Listen::Off));
         let properties: Vec<_> = layer
             .kafka
@@ -305,9 +310,6 @@ mod tests {
     fn keys_and_values_of_a_later_version_are_refused_with_those_words() {
         let keys = [
             ("breaker.over = 100", "breaker"),
-            ("retry.overall = { attempts = 20 }", "retry.overall"),
-            ("topics.t.retry.overall.total = \"24h\"", "topics.t.retry.overall"),
-            ("topics.t.after_hold = \"block-key\"", "topics.t.after_hold"),
             ("topics.t.renewal = \"never\"", "topics.t.renewal"),
         ];
         for (text, key) in keys {

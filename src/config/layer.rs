@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use super::error::Place;
 use super::settings::{Cold, Deleted, Durability, Properties, Standby, Start};
-use super::topic::{AfterFailure, Concurrency, Expired, MissingToken, Mode, OnMismatch, TokenSource};
+use super::topic::{
+    AfterFailure, AfterHold, Concurrency, Expired, MissingToken, Mode, OnMismatch, TokenSource,
+};
 use super::units::ByteCount;
 use crate::class::Class;
 
@@ -124,6 +126,11 @@ layers! {
     }
     /// What one layer says of retries, for one topic or for all.
     RetryLayer of "Retry" {
+        in_place: BoundsLayer,
+        overall: BoundsLayer,
+    }
+    /// What one layer says of the retries in place, or of all.
+    BoundsLayer of "InPlace" {
         attempts: Option<u32>,
         total: Option<Duration>,
         first: Option<Duration>,
@@ -158,6 +165,8 @@ layers! {
         store_outcome: Option<bool>,
         offload: Option<bool>,
         retry: RetryLayer,
+        after_hold: Option<AfterHold>,
+        after_doubt: Option<AfterHold>,
     }
     /// What one layer says of payload mismatches.
     MismatchLayer of "Mismatch" {

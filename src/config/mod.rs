@@ -29,15 +29,16 @@ pub use error::{Error, Place, Problem};
 pub(crate) use kafka::is_by_broker;
 pub use keys::{file, parse};
 pub use layer::{
-    AdminLayer, DeadLetterLayer, Layer, LimitsLayer, Listen, MismatchLayer, RetryLayer, TopicLayer,
+    AdminLayer, BoundsLayer, DeadLetterLayer, Layer, LimitsLayer, Listen, MismatchLayer, RetryLayer,
+    TopicLayer,
 };
 pub use resolve::resolve;
 pub use settings::{
     Admin, Cold, DeadLetter, Deleted, Durability, Limits, Properties, Settings, Standby, Start,
 };
 pub use topic::{
-    AfterFailure, Concurrency, Expired, Mismatch, MissingToken, Mode, OnMismatch, Retry, TokenSource,
-    TopicPolicy,
+    AfterFailure, AfterHold, Concurrency, Expired, InPlace, Mismatch, MissingToken, Mode, OnMismatch,
+    Overall, Retry, TokenSource, TopicPolicy,
 };
 pub use units::ByteCount;
 pub(crate) use units::show_duration;

@@ -207,16 +207,22 @@ fn fill_in_topic(
     put(&mut policy.store_outcome, &layer.store_outcome);
     put(&mut policy.offload, &layer.offload);
     policy.retry = fill_in_retry(&layer.retry, retry);
+    put(&mut policy.after_hold, &layer.after_hold);
+    put(&mut policy.after_doubt, &layer.after_doubt);
     policy
 }
 
 fn fill_in_retry(topic: &RetryLayer, common: &RetryLayer) -> Retry {
     let mut retry = Retry::default();
     for layer in [common, topic] {
-        put(&mut retry.attempts, &layer.attempts);
-        put(&mut retry.total, &layer.total);
-        put(&mut retry.first, &layer.first);
-        put(&mut retry.max, &layer.max);
+        put(&mut retry.in_place.attempts, &layer.in_place.attempts);
+        put(&mut retry.in_place.total, &layer.in_place.total);
+        put(&mut retry.in_place.first, &layer.in_place.first);
+        put(&mut retry.in_place.max, &layer.in_place.max);
+        put(&mut retry.overall.attempts, &layer.overall.attempts);
+        put(&mut retry.overall.total, &layer.overall.total);
+        put(&mut retry.overall.first, &layer.overall.first);
+        put(&mut retry.overall.max, &layer.overall.max);
     }
     retry
 }
@@ -356,8 +362,8 @@ mod tests {
     fn a_topic_overrides_the_common_retry_key_by_key() {
         let lines =
             "retry.in_place = { attempts = 9, total = \"20s\" }\ntopics.orders.retry.in_place.attempts = 2";
-        let retry = settle(lines).unwrap().topics["orders"].retry;
-        let rest = Retry::default();
+        let retry = settle(lines).unwrap().topics["orders"].retry.in_place;
+        let rest = Retry::default().in_place;
         assert_eq!((retry.attempts, retry.total), (2, Duration::from_secs(20)));
         assert_eq!((retry.first, retry.max), (rest.first, rest.max));
     }

@@ -96,8 +96,19 @@ pub struct TopicPolicy {
     /// Default: `false`. For handlers that block or compute: one that blocks for 200 ms stalls its partition's task,
     /// and with it every other slot.
     pub offload: bool,
-    /// How attempts that applied nothing, or may be repeated, are repeated in place.
+    /// How attempts that applied nothing, or may be repeated, are repeated.
     pub retry: Retry,
+    /// What becomes of later messages of a key while one of them is held for a retry.
+    ///
+    /// Default: `block-key`. They are held behind it, on disk, and run in their order once it has ended; under `ordered`
+    /// the partition is one key, under `unordered` nothing waits. With `release` they run before it.
+    /// Metric: `hapax_held_messages`.
+    pub after_hold: AfterHold,
+    /// What becomes of later messages of a key while one of them is held in doubt.
+    ///
+    /// Default: `release`: it waits for a person, and they run before it. With `block-key` they are held behind it.
+    /// Metric: `hapax_held_messages`.
+    pub after_doubt: AfterHold,
 }
 
 impl TopicPolicy {
@@ -132,6 +143,8 @@ impl TopicPolicy {
             store_outcome: true,
             offload: false,
             retry: Retry::default(),
+            after_hold: AfterHold::BlockKey,
+            after_doubt: AfterHold::Release,
         }
     }
 }
@@ -313,7 +326,18 @@ pub enum Mode {
     Observe,
 }
 
+/// What becomes of later messages of a key while one of them is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AfterHold {
+    /// They are held behind it.
+    BlockKey,
+    /// They run.
+    Release,
+}
+
 words! {
+    AfterHold { BlockKey = "block-key", Release = "release" }
     MissingToken { DeadLetter = "dead-letter", UseOffset = "use-offset", Stop = "stop" }
     OnMismatch { DeadLetter = "dead-letter", Suppress = "suppress" }
     AfterFailure { Run = "run", Suppress = "suppress" }
@@ -321,16 +345,46 @@ words! {
     Mode { Enforce = "enforce", Observe = "observe" }
 }
 
-/// How attempts are repeated while the message keeps its slot. Waits grow by doubling, with full jitter.
+/// How attempts are repeated: first while the message keeps its slot, then from the disk. Waits grow by doubling, with full
+/// jitter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Retry {
-    /// Attempts in all, the first one included, counted across restarts.
+    /// In place: the message keeps its slot.
+    pub in_place: InPlace,
+    /// In all: once those in place are spent, the message is held on disk until the next one is due.
+    pub overall: Overall,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            in_place: InPlace {
+                attempts: 5,
+                total: Duration::from_secs(30),
+                first: Duration::from_millis(100),
+                max: Duration::from_secs(10),
+            },
+            overall: Overall {
+                attempts: 20,
+                total: Duration::from_secs(86_400),
+                first: Duration::from_secs(30),
+                max: Duration::from_secs(3_600),
+            },
+        }
+    }
+}
+
+/// The bounds of retries in place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct InPlace {
+    /// Attempts in place, the first one included, counted across restarts.
     ///
-    /// Default: `5`. At the limit the message fails and is dead-lettered. With `1` nothing is repeated.
-    /// Metric: `hapax_retries_total`.
+    /// Default: `5`. At the limit the message is held for a retry later, as far as `overall` allows, and dead-lettered
+    /// otherwise. With `1` nothing is repeated in place. Metric: `hapax_retries_total`.
     pub attempts: u32,
-    /// How long after the first attempt the last one may start.
+    /// How long after the first attempt the last one in place may start.
     ///
     /// Default: `30s`. The slot is kept all the while, and under `ordered` the partition: 16 messages of a dead
     /// downstream stop 16 slots for that long. At the limit as for `attempts`.
@@ -339,19 +393,31 @@ pub struct Retry {
     ///
     /// Default: `100ms`. Too small, and a downstream that is restarting meets every attempt within its first second.
     pub first: Duration,
-    /// The longest wait between two attempts.
+    /// The longest wait between two attempts in place.
     ///
     /// Default: `10s`.
     pub max: Duration,
 }
 
-impl Default for Retry {
-    fn default() -> Self {
-        Self {
-            attempts: 5,
-            total: Duration::from_secs(30),
-            first: Duration::from_millis(100),
-            max: Duration::from_secs(10),
-        }
-    }
+/// The bounds of all retries, those in place included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Overall {
+    /// Attempts in all, the first one included, counted across restarts.
+    ///
+    /// Default: `20`. At the limit the message fails and is dead-lettered. At or below `in_place.attempts` nothing is
+    /// held for a retry. Metric: `hapax_retries_total`.
+    pub attempts: u32,
+    /// How long after the first begin or the first hold the last attempt may be due.
+    ///
+    /// Default: `24h`. At the limit as for `attempts`.
+    pub total: Duration,
+    /// The longest wait before the first attempt after those in place.
+    ///
+    /// Default: `30s`. Too small, and the disk is written for a wait that a slot could have kept.
+    pub first: Duration,
+    /// The longest wait between two attempts.
+    ///
+    /// Default: `1h`. Too large, and work that could go on waits for an hour after its downstream is back.
+    pub max: Duration,
 }

@@ -18,7 +18,7 @@ use super::reply::Probe;
 use super::token::{Readers, Token};
 use crate::class::Class;
 use crate::config::{
-    AfterFailure, ByteCount, Concurrency, Expired, MissingToken, Mode, OnMismatch, TopicLayer,
+    AfterFailure, AfterHold, ByteCount, Concurrency, Expired, MissingToken, Mode, OnMismatch, TopicLayer,
 };
 
 /// How long, in log time, the outcome of a token is remembered.
@@ -257,19 +257,50 @@ impl<D: Decode, S> Topic<D, S> {
         self
     }
 
-    /// How often a message is attempted in all, and how long after its first attempt the last one may start.
-    /// Default: 5 attempts within 30 s, for all topics.
+    /// How often a message is attempted while it keeps its slot, and how long after its first attempt the last one of
+    /// these may start. Default: 5 attempts within 30 s, for all topics.
     pub fn retry(mut self, attempts: u32, total: Duration) -> Self {
-        self.layer.retry.attempts = Some(attempts);
-        self.layer.retry.total = Some(total);
+        self.layer.retry.in_place.attempts = Some(attempts);
+        self.layer.retry.in_place.total = Some(total);
         self
     }
 
-    /// The longest wait before the second attempt, and between any two. In between it doubles; each wait is drawn from
+    /// How often a message is attempted in all, and how long after its first begin or hold the last one may be due: once
+    /// the attempts in place are spent it is held on disk between the others. Default: 20 attempts within 24 h, for all
+    /// topics. No more than in place, and it is dead-lettered when those are spent.
+    pub fn retry_overall(mut self, attempts: u32, total: Duration) -> Self {
+        self.layer.retry.overall.attempts = Some(attempts);
+        self.layer.retry.overall.total = Some(total);
+        self
+    }
+
+    /// The longest wait before the first attempt after those in place, and between any two of those that follow. Default:
+    /// 30 s and 1 h, for all topics.
+    pub fn backoff_overall(mut self, first: Duration, max: Duration) -> Self {
+        self.layer.retry.overall.first = Some(first);
+        self.layer.retry.overall.max = Some(max);
+        self
+    }
+
+    /// What becomes of later messages of a key while one of them is held for a retry. Default:
+    /// [`BlockKey`](AfterHold::BlockKey).
+    pub fn after_hold(mut self, then: AfterHold) -> Self {
+        self.layer.after_hold = Some(then);
+        self
+    }
+
+    /// What becomes of later messages of a key while one of them is held in doubt. Default:
+    /// [`Release`](AfterHold::Release).
+    pub fn after_doubt(mut self, then: AfterHold) -> Self {
+        self.layer.after_doubt = Some(then);
+        self
+    }
+
+    /// The longest wait before the second attempt, and between any two in place. In between it doubles; each wait is drawn from
     /// zero to that. Default: 100 ms and 10 s, for all topics.
     pub fn backoff(mut self, first: Duration, max: Duration) -> Self {
-        self.layer.retry.first = Some(first);
-        self.layer.retry.max = Some(max);
+        self.layer.retry.in_place.first = Some(first);
+        self.layer.retry.in_place.max = Some(max);
         self
     }
 
@@ -368,7 +399,7 @@ mod tests {
             (Some(NonIdempotent), None, None, None)
         );
         assert_eq!(
-            (retry.attempts, mismatch.then, deadline, mode),
+            (retry.in_place.attempts, mismatch.then, deadline, mode),
             (None, None, None, None)
         );
     }
@@ -413,11 +444,11 @@ mod tests {
             (Some(seconds(7)), Some(seconds(8)))
         );
         assert_eq!(
-            (layer.retry.attempts, layer.retry.total),
+            (layer.retry.in_place.attempts, layer.retry.in_place.total),
             (Some(9), Some(seconds(10)))
         );
         assert_eq!(
-            (layer.retry.first, layer.retry.max),
+            (layer.retry.in_place.first, layer.retry.in_place.max),
             (Some(seconds(11)), Some(seconds(12)))
         );
         assert_eq!(layer.mismatch.fields, Some(vec!["/cents".to_owned()]));

@@ -36,7 +36,7 @@ impl Partition {
             match self.ledger.admit(raw.offset(), judged_ms) {
                 Admitted::New(slot) => {
                     self.accounts.take(1);
-                    let order = self.order_of(&raw);
+                    let order = self.order_of(raw.key());
                     let id = self
                         .works
                         .insert(taken(slot, &batch, index, &keys, order, judged_ms, policy));
@@ -92,12 +92,10 @@ impl Partition {
         }
     }
 
-    fn order_of(&self, raw: &Raw<'_>) -> Option<u64> {
+    pub(super) fn order_of(&self, key: Option<&[u8]>) -> Option<u64> {
         match self.wiring.policy.concurrency {
             // A null key says nothing about order; two keys of one hash are ordered needlessly, never wrongly.
-            Concurrency::ByKey(_) => raw
-                .key()
-                .map(|key| u64::from(crc32fast::hash(key)) << 32 | key.len() as u64),
+            Concurrency::ByKey(_) => key.map(|key| u64::from(crc32fast::hash(key)) << 32 | key.len() as u64),
             // The partition is one key: what is begun ahead waits for what comes before it.
             Concurrency::Ordered => Some(0),
             Concurrency::Unordered(_) => None,
@@ -215,6 +213,7 @@ fn taken(
         order,
         has_slot: false,
         owns_key: false,
+        blocks: None,
         judged_ms,
         seen_floor_ms: i64::MIN,
         attempts: 0,

@@ -10,7 +10,7 @@ use super::{Partition, Stop};
 use crate::attempt::{Event, Subject, Undecoded};
 use crate::handler::{Call, DecodeError};
 use crate::message::Kept;
-use crate::outcome::{Open, Reason, Stage};
+use crate::outcome::{HeldFor, Open, Reason, Stage};
 
 impl Partition {
     /// Handlers that may run at once.
@@ -45,6 +45,12 @@ impl Partition {
             let Some(work) = self.works.get_mut(id) else {
                 continue;
             };
+            // What was begun before goes by its own row: a hold behind its key would not say that it may have run.
+            let has_run = work.open_at.is_some();
+            if !has_run && work.order.is_some_and(|order| self.blocked.contains_key(&order)) {
+                self.hold(id, HeldFor::Key, None);
+                continue;
+            }
             if let Some(order) = work.order.filter(|_| !work.owns_key) {
                 match self.busy.get_mut(&order) {
                     Some(queue) => {
@@ -72,11 +78,12 @@ impl Partition {
 
     /// Gives the slot and the key back.
     pub(super) fn free_slot(&mut self, id: WorkId) {
-        let Some(work) = self.works.get_mut(id).filter(|work| work.has_slot) else {
+        let Some(work) = self.works.get_mut(id) else {
             return;
         };
-        work.has_slot = false;
-        self.slots_used -= 1;
+        if std::mem::take(&mut work.has_slot) {
+            self.slots_used -= 1;
+        }
         if !std::mem::take(&mut work.owns_key) {
             return;
         }

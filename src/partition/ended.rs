@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::work::{Phase, WorkId};
+use super::work::{Origin, Phase, WorkId};
 use super::{Partition, Stop};
 use crate::accounts::Account;
 use crate::attempt::Ended;
@@ -64,7 +64,7 @@ impl Partition {
     /// durable *before* the wait, or a crash during it would be in doubt for nothing.
     fn not_applied(&mut self, id: WorkId, asked: Option<Duration>, why: &str) {
         let Some(wait) = self.next_wait(id, asked) else {
-            return self.give_up(id, Reason::RetriesSpent, why.to_owned());
+            return self.spent(id, asked, why.to_owned());
         };
         self.timers.insert((self.now + wait, id));
         let has_record = self.works.get(id).is_some_and(|work| work.open_at.is_some());
@@ -124,9 +124,9 @@ impl Partition {
                 self.timers.insert((self.now + wait, id));
                 self.set_phase(id, Phase::Waiting);
             }
-            None => self.give_up(
+            None => self.spent(
                 id,
-                Reason::RetriesSpent,
+                None,
                 format!("the payload could not be decoded in time: {why}"),
             ),
         }
@@ -151,7 +151,7 @@ impl Partition {
     }
 
     /// Whether the downstream still remembers the child tokens of the first attempt.
-    fn may_rerun(&self, id: WorkId) -> bool {
+    pub(super) fn may_rerun(&self, id: WorkId) -> bool {
         let Some(work) = self.works.get(id) else {
             return false;
         };
@@ -166,7 +166,7 @@ impl Partition {
                 self.timers.insert((self.now + wait, id));
                 self.set_phase(id, Phase::Waiting);
             }
-            None => self.give_up(id, Reason::RetriesSpent, why.to_owned()),
+            None => self.spent(id, None, why.to_owned()),
         }
     }
 
@@ -189,10 +189,19 @@ impl Partition {
 
     /// A message that keeps killing the process is given up after its attempts.
     fn spent_by_crashes(&mut self, id: WorkId) -> bool {
-        let Some(attempts) = self.works.get(id).map(|work| work.attempts) else {
+        let Some(work) = self.works.get(id) else {
             return true;
         };
-        if attempts < self.bounds.attempts_max {
+        let attempts = work.attempts;
+        let attempts_max = match work.origin {
+            Origin::Taken(_) => self.bounds.attempts_max,
+            // Held before: some of its attempts ended by themselves.
+            Origin::Restored => self
+                .bounds
+                .attempts_max
+                .max(self.wiring.policy.retry.overall.attempts),
+        };
+        if attempts < attempts_max {
             return false;
         }
         self.give_up(
@@ -247,7 +256,7 @@ impl Partition {
                 work.may_have_applied = false;
                 if work.attempts >= self.bounds.attempts_max {
                     let why = format!("not done after {} attempts, says the probe", work.attempts);
-                    self.give_up(id, Reason::RetriesSpent, why);
+                    self.spent(id, None, why);
                 } else {
                     return self.try_again(id);
                 }

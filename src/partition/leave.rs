@@ -55,17 +55,11 @@ impl Partition {
             self.take_resting(*found);
             if open.offset.0 < commit_point.0 {
                 self.give_up_restored(open, Reason::Moved, MOVED.to_owned());
-            } else if matches!(
-                &open.stage,
-                Stage::Held {
-                    why: HeldFor::InDoubt,
-                    ..
-                }
-            ) {
-                // The message is the next owner's; that it is in doubt stays known, should it come back here.
+            } else if let Some(not_applied) = has_run(&open.stage) {
+                // The message is the next owner's; what became of its attempts stays known, should it come back here.
                 self.changes.opened.push(Open {
                     stage: Stage::Begun {
-                        not_applied: false,
+                        not_applied,
                         message: None,
                     },
                     ..open.clone()
@@ -79,11 +73,7 @@ impl Partition {
 
     fn leave_too_old(&mut self, known: &Known) {
         let held = self.held_by_message();
-        let of: HashMap<OpenId, &Open> = known
-            .open
-            .iter()
-            .filter_map(|open| Some((*held.get(&message_of(open)?)?, open)))
-            .collect();
+        let of = by_message(&known.open);
         // In the order of their offsets.
         let too_old: Vec<OpenId> = known
             .open
@@ -108,11 +98,14 @@ impl Partition {
     }
 
     /// Makes work of a record at rest, and of whatever is held behind it.
-    fn follow(&mut self, id: OpenId, of: &HashMap<OpenId, &Open>) -> Option<(WorkId, i64)> {
+    pub(super) fn follow(&mut self, id: OpenId, of: &ByMessage<'_>) -> Option<(WorkId, i64)> {
         let mut follows = vec![(id, None)];
         let mut work_of_first = None;
         while let Some((id, first)) = follows.pop() {
-            let Some(open) = of.get(&id) else { continue };
+            let name = self.resting.get(id).map(Resting::name);
+            let Some(open) = name.and_then(|name| of.get(&name)) else {
+                continue;
+            };
             let Some(resting) = self.take_resting(id) else {
                 continue;
             };
@@ -120,6 +113,9 @@ impl Partition {
             let Some(work) = self.revive(open, phase) else {
                 continue;
             };
+            if let Some(work) = self.works.get_mut(work) {
+                work.blocks = resting.order;
+            }
             if let Some(first) = first {
                 self.wait_behind(work, first);
             }
@@ -176,7 +172,8 @@ impl Partition {
 
     /// Takes a record out of the resting ones, and its keys out of the index.
     fn take_resting(&mut self, id: OpenId) -> Option<Resting> {
-        let resting = self.resting.try_remove(id)?;
+        let mut resting = self.resting.try_remove(id)?;
+        resting.order = self.leave_rest(id, &resting);
         for key in resting.keys.as_slice() {
             if self.index.get(key) == Some(&Holder::Resting(id)) {
                 self.index.remove(key);
@@ -187,6 +184,30 @@ impl Partition {
 }
 
 const MOVED: &str = "held here when its partition went to another member";
+
+/// Held records by what they are about.
+pub(super) type ByMessage<'a> = HashMap<(TokenKey, Offset), &'a Open>;
+
+pub(super) fn by_message(open: &[Open]) -> ByMessage<'_> {
+    open.iter()
+        .filter_map(|open| Some((message_of(open)?, open)))
+        .collect()
+}
+
+/// Whether a held message that has run is known to have applied nothing.
+fn has_run(stage: &Stage) -> Option<bool> {
+    match stage {
+        Stage::Held {
+            why: HeldFor::InDoubt,
+            ..
+        } => Some(false),
+        Stage::Held {
+            why: HeldFor::Retry { may_have_applied, .. },
+            ..
+        } => Some(!may_have_applied),
+        _ => None,
+    }
+}
 
 /// What a held record is about.
 fn message_of(open: &Open) -> Option<(TokenKey, Offset)> {

@@ -10,6 +10,7 @@
 //! | begin | `begin.rs` | a slot, decoding, and for a guarded class a durable `Begun` |
 //! | attempt | `crate::attempt` | the handler |
 //! | (ended) | `ended.rs` | what an attempt's end means for its class: done, again, in doubt, given up |
+//! | (held) | `hold.rs` | what is kept on disk for an attempt later, and what of its key is kept behind it |
 //! | record | `record.rs` | groups to the journal, and what their acknowledgement completes |
 //! | complete | `record.rs` | ledger, accounts, whoever waited behind it, the commit point |
 //!
@@ -18,6 +19,7 @@
 mod admit;
 mod begin;
 mod ended;
+mod hold;
 mod judge;
 mod leave;
 mod record;
@@ -49,12 +51,14 @@ use crate::journal::{Acks, Failure};
 use crate::ledger::{CommitPoint, Ledger};
 use crate::message::Batch;
 use crate::metrics::{PartitionMeters, PartitionReading};
+use crate::outcome::Open;
 use crate::store::lookups::{Answer, Loading};
 use crate::store::{Changes, Known, PartitionId};
 use crate::token::TokenKey;
 use crate::window::{PartitionTime, Window};
+use hold::{Blocked, Loads};
 pub(crate) use wiring::{Assignment, Control, Wiring};
-use work::{Index, Resting, Work, WorkId};
+use work::{Index, OpenId, Resting, Work, WorkId};
 
 /// Waiting for one batch of look-ups.
 struct Asked {
@@ -96,6 +100,8 @@ pub(crate) struct Partition {
     meters: PartitionMeters,
     now: Instant,
     assigned_at: Instant,
+    /// The same by the wall clock.
+    assigned_ms: i64,
 
     // Words: what is known of this partition.
     ledger: Ledger,
@@ -124,6 +130,15 @@ pub(crate) struct Partition {
     timers: BTreeSet<(Instant, WorkId)>,
     /// Work whose wait is over.
     due: Vec<WorkId>,
+
+    // Hold.
+    /// Held messages by when they are due, by the wall clock, in milliseconds since the epoch.
+    retry_due: BTreeSet<(i64, OpenId)>,
+    /// Keys of which a message is held.
+    blocked: HashMap<u64, Blocked>,
+    /// Held messages whose key is theirs now.
+    freed: VecDeque<OpenId>,
+    loads: Option<Loads>,
 
     // Record and complete.
     changes: Changes,
@@ -181,6 +196,7 @@ enum Wake {
     Attempt(WorkId, crate::attempt::Event),
     Sent(WorkId, Result<(), broker::Error>),
     Loaded(Result<Result<Known, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
+    Held(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
     Timer,
     Batch(Option<Batch>),
 }
@@ -197,7 +213,7 @@ impl Partition {
             control,
         } = assignment;
         let now = clock::now();
-        let retry = &wiring.policy.retry;
+        let retry = wiring.policy.retry.in_place;
         let bounds = Bounds {
             attempts_max: retry.attempts,
             total: retry.total,
@@ -224,6 +240,7 @@ impl Partition {
             accounts,
             now,
             assigned_at: now,
+            assigned_ms: wall_ms,
             works: Slab::new(),
             resting: Slab::new(),
             index: Index::default(),
@@ -242,6 +259,10 @@ impl Partition {
             waits: Waits::seeded(seed),
             timers: BTreeSet::new(),
             due: Vec::new(),
+            retry_due: BTreeSet::new(),
+            blocked: HashMap::new(),
+            freed: VecDeque::new(),
+            loads: None,
             changes: Changes::new(id),
             letters: Vec::new(),
             changed: Vec::new(),
@@ -304,6 +325,10 @@ impl Partition {
                     let known = known.map_err(|_| gone())?;
                     self.leave(why, known.map_err(|error| Stop::Error(Error::Store(error)))?);
                 }
+                Wake::Held(held) => {
+                    let held = held.map_err(|_| gone())?;
+                    self.loaded(&held.map_err(|error| Stop::Error(Error::Store(error)))?);
+                }
                 Wake::Timer => {}
                 Wake::Batch(Some(batch)) => {
                     // There is room for another now, and whoever fetches may be waiting for it.
@@ -336,6 +361,7 @@ impl Partition {
             self.try_again(id)?;
         }
         self.drain_attempt_events()?;
+        self.load_due();
         self.ask();
         self.fill_slots()?;
         self.give_up_moved();
@@ -351,12 +377,14 @@ impl Partition {
         let attempts = &mut self.attempts;
         let asked = &mut self.asked;
         let leaving = &mut self.leaving;
+        let loads = &mut self.loads;
         tokio::select! {
             biased;
             changed = self.control.changed() => Wake::Control(changed.is_ok()),
             () = self.acks.changed(), if !self.submitted.is_empty() => Wake::Durable,
             answer = async { match asked.front_mut() { Some(asked) => (&mut asked.answer).await, None => std::future::pending().await } } => Wake::Judged(answer),
             known = async { match leaving { Some((_, loading)) => loading.await, None => std::future::pending().await } } => Wake::Loaded(known),
+            held = async { match loads { Some(loads) => (&mut loads.answer).await, None => std::future::pending().await } } => Wake::Held(held),
             (id, event) = std::future::poll_fn(|cx| attempts.poll_event(cx)) => Wake::Attempt(id, event),
             Some((id, result)) = self.sending.next(), if !self.sending.is_empty() => Wake::Sent(id, result),
             batch = self.batches.recv(), if takes => Wake::Batch(batch),
@@ -390,6 +418,9 @@ impl Partition {
         let mut due = self.publish_due;
         if let Some((timer, _)) = self.timers.first() {
             due = due.min(*timer);
+        }
+        if let Some(wait) = self.next_load() {
+            due = due.min(self.now + wait);
         }
         match self.draining {
             Some(Draining { deadline, .. }) if deadline > self.now => due.min(deadline),

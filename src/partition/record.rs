@@ -101,6 +101,7 @@ impl Partition {
     /// Keeps a message for a verdict, or behind the token that is open.
     pub(super) fn hold(&mut self, id: WorkId, why: HeldFor, behind: Option<OpenId>) {
         self.take_fingerprint(id);
+        self.note_hold(id, why);
         self.free_slot(id);
         let wall_ms = self.wiring.clock.wall_ms();
         let Some(work) = self.works.get_mut(id) else {
@@ -233,7 +234,12 @@ impl Partition {
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
+        let order = match why {
+            HeldFor::Key => work.order,
+            _ => work.blocks.take(),
+        };
         let resting = Resting {
+            order,
             keys: work.keys.clone(),
             offset: work.offset(),
             attempts: work.attempts,
@@ -250,11 +256,19 @@ impl Partition {
         // Behind another token too: a message that has only one of its other keys has to meet it.
         self.hand_over(keys.as_slice(), Holder::Work(id), Holder::Resting(open));
         self.finish(id, Account::Held, None);
+        match why {
+            HeldFor::Retry { due_ms, .. } => {
+                self.retry_due.insert((due_ms, open));
+            }
+            HeldFor::Key => self.held_behind_key(order, open),
+            HeldFor::InDoubt | HeldFor::Token => {}
+        }
     }
 
     /// The message is complete. Whoever waited behind it shares a durable outcome, or is judged anew.
     pub(super) fn finish(&mut self, id: WorkId, account: Account, closed: Option<&Closed>) {
         self.free_slot(id);
+        self.end_block(id);
         self.leave_index(id);
         let Some(work) = self.works.try_remove(id) else {
             return;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Partition;
-use super::work::{Ending, Holder, Keys, Origin, Phase, Resting, RestingState, Work};
+use super::work::{Ending, Holder, Keys, Origin, Phase, Resting, RestingState, Work, WorkId};
 use crate::accounts::Account;
 use crate::clock;
 use crate::outcome::{End, HeldFor, Open, Reason, Stage, Stored, Verdict};
@@ -14,7 +14,8 @@ impl Partition {
     /// held ones rest until a verdict or their age; a verdict given meanwhile is carried out; a letter that was not
     /// acknowledged is sent again.
     pub(super) fn restore(&mut self, known: Known, wall_ms: i64) {
-        let (mut behind, first): (Vec<_>, Vec<_>) = known.open.into_iter().partition(is_behind_its_token);
+        let (mut behind, first): (Vec<_>, Vec<_>) =
+            known.open.into_iter().partition(Open::is_behind_its_token);
         for open in &first {
             self.take_up(open, wall_ms);
         }
@@ -28,10 +29,11 @@ impl Partition {
                 self.take_up(open, wall_ms);
             }
             if is_last {
-                return;
+                break;
             }
             behind = rest;
         }
+        self.run_next_of_all();
     }
 
     fn take_up(&mut self, open: &Open, wall_ms: i64) {
@@ -59,6 +61,8 @@ impl Partition {
                 if let Some(work) = self.works.get_mut(id) {
                     work.may_have_applied = !not_applied;
                     work.in_doubt = !not_applied;
+                    // Begun again in every class, so that one that keeps killing the process is counted.
+                    work.suspect = true;
                 }
                 self.ready.push_back(id);
             }
@@ -68,10 +72,14 @@ impl Partition {
                 match verdict {
                     // Not beside whoever has its token open, but after it.
                     Some(Verdict::Run) if why == HeldFor::Token => self.rest_or_follow(open, why),
-                    Some(verdict) => self.carry_out(open, *verdict),
+                    Some(verdict) => {
+                        let work = self.carry_out(open, *verdict);
+                        self.hold_up(work, why, open);
+                    }
                     None if too_old => {
                         let error = self.held_for_too_long(open.since_ms);
-                        self.give_up_restored(open, Reason::HeldTooLong, error);
+                        let work = self.give_up_restored(open, Reason::HeldTooLong, error);
+                        self.hold_up(work, why, open);
                     }
                     None => self.rest_or_follow(open, why),
                 }
@@ -136,44 +144,59 @@ impl Partition {
 
     fn rest(&mut self, open: &Open, state: RestingState) {
         let id = self.resting.insert(resting_of(open, state));
+        self.rest_with_key(id, self.order_of_open(open));
         for key in &open.keys {
             self.index.entry(*key).or_insert(Holder::Resting(id));
         }
     }
 
     /// What an operator decided while the consumer was stopped.
-    fn carry_out(&mut self, open: &Open, verdict: Verdict) {
+    fn carry_out(&mut self, open: &Open, verdict: Verdict) -> Option<WorkId> {
         match verdict {
             Verdict::Done => {
-                if let Some(id) = self.revive(open, Phase::Judging) {
-                    self.wiring.meters.done.increment(1);
-                    self.record(id, Account::Done, End::Done(Stored::Nothing));
-                }
+                let id = self.revive(open, Phase::Judging)?;
+                self.wiring.meters.done.increment(1);
+                self.record(id, Account::Done, End::Done(Stored::Nothing));
+                Some(id)
             }
             Verdict::Run => {
-                if let Some(id) = self.revive(open, Phase::Ready) {
-                    if let Some(work) = self.works.get_mut(id) {
-                        // The operator says that it was not applied; the attempts of before are not counted against it.
-                        work.may_have_applied = false;
-                        work.attempts = work.attempts.min(self.bounds.attempts_max.saturating_sub(1));
-                    }
-                    self.ready.push_back(id);
+                let id = self.revive(open, Phase::Ready)?;
+                if let Some(work) = self.works.get_mut(id) {
+                    // The operator says that it was not applied; the attempts of before are not counted against it.
+                    work.may_have_applied = false;
+                    work.attempts = work.attempts.min(self.bounds.attempts_max.saturating_sub(1));
                 }
+                self.ready.push_back(id);
+                Some(id)
             }
-            Verdict::DeadLetter => {
-                self.give_up_restored(
-                    open,
-                    Reason::Operator,
-                    "an operator resolved it to the dead-letter topic".into(),
-                );
-            }
+            Verdict::DeadLetter => self.give_up_restored(
+                open,
+                Reason::Operator,
+                "an operator resolved it to the dead-letter topic".into(),
+            ),
         }
     }
 
-    pub(super) fn give_up_restored(&mut self, open: &Open, reason: Reason, error: String) {
-        let Some(id) = self.revive(open, Phase::Judging) else {
-            return;
-        };
+    /// Others of its key wait for it still.
+    fn hold_up(&mut self, id: Option<WorkId>, why: HeldFor, open: &Open) {
+        let order = self.order_of_open(open).filter(|_| self.blocks(why));
+        if let Some(work) = id.and_then(|id| self.works.get_mut(id)) {
+            work.blocks = order;
+        }
+        if let Some(order) = order {
+            self.block(order);
+        }
+    }
+
+    fn order_of_open(&self, open: &Open) -> Option<u64> {
+        match &open.stage {
+            Stage::Held { message, .. } => self.order_of(message.key.as_deref()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn give_up_restored(&mut self, open: &Open, reason: Reason, error: String) -> Option<WorkId> {
+        let id = self.revive(open, Phase::Judging)?;
         if let Stage::Held {
             why: HeldFor::Token, ..
         } = open.stage
@@ -185,6 +208,7 @@ impl Partition {
             work.refused = Some(Box::new(std::mem::replace(&mut work.keys, Keys::One(position))));
         }
         self.give_up(id, reason, error);
+        Some(id)
     }
 
     /// Makes work of an open record that carries its message.
@@ -208,6 +232,7 @@ impl Partition {
             index: 0,
             has_slot: false,
             owns_key: false,
+            blocks: None,
             judged_ms: self.time.now_ms().unwrap_or(open.first_seen_ms),
             seen_floor_ms: open.first_seen_ms,
             attempts: open.attempts,
@@ -235,16 +260,6 @@ impl Partition {
     }
 }
 
-fn is_behind_its_token(open: &Open) -> bool {
-    matches!(
-        open.stage,
-        Stage::Held {
-            why: HeldFor::Token,
-            ..
-        }
-    )
-}
-
 fn resting_of(open: &Open, state: RestingState) -> Resting {
     Resting {
         keys: Keys::of(&open.keys),
@@ -254,5 +269,6 @@ fn resting_of(open: &Open, state: RestingState) -> Resting {
         first_seen_ms: open.first_seen_ms,
         state,
         behind: Vec::new(),
+        order: None,
     }
 }

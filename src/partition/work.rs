@@ -108,6 +108,8 @@ pub(super) struct Work {
     pub(super) has_slot: bool,
     /// Whether its key is its own, so that later messages of the key wait.
     pub(super) owns_key: bool,
+    /// The key whose other messages are held until this one has ended.
+    pub(super) blocks: Option<u64>,
     /// Partition time when it was judged.
     pub(super) judged_ms: i64,
     /// Not before this are its records first seen: a token that ran again must not lie below its older record.
@@ -185,6 +187,15 @@ pub(super) struct Resting {
     pub(super) state: RestingState,
     /// Held behind this one: later messages of its token.
     pub(super) behind: Vec<OpenId>,
+    /// The key that it holds up, or waits for.
+    pub(super) order: Option<u64>,
+}
+
+impl Resting {
+    /// What its record is called.
+    pub(super) fn name(&self) -> (TokenKey, Offset) {
+        (self.keys.first(), self.offset)
+    }
 }
 
 /// What an open record without work is.

@@ -9,6 +9,8 @@ use std::thread;
 use tokio::sync::oneshot;
 
 use super::{Error, Hit, Known, PartitionId, Store};
+use crate::message::Offset;
+use crate::outcome::Open;
 use crate::token::TokenKey;
 
 /// What was found for one batch; the keys come back so that their buffer can serve again.
@@ -24,6 +26,9 @@ pub(crate) type Answer = oneshot::Receiver<Result<Found, Error>>;
 /// The answer to [`Lookups::load`].
 pub(crate) type Loading = oneshot::Receiver<Result<Known, Error>>;
 
+/// The answer to [`Lookups::load_open`].
+pub(crate) type LoadingOpen = oneshot::Receiver<Result<Vec<Open>, Error>>;
+
 enum Question {
     LookUp {
         partition: PartitionId,
@@ -34,6 +39,11 @@ enum Question {
     Load {
         partition: PartitionId,
         reply: oneshot::Sender<Result<Known, Error>>,
+    },
+    LoadOpen {
+        partition: PartitionId,
+        names: Vec<(TokenKey, Offset)>,
+        reply: oneshot::Sender<Result<Vec<Open>, Error>>,
     },
 }
 
@@ -63,6 +73,13 @@ fn answer(store: &dyn Store, question: Question) {
         }
         Question::Load { partition, reply } => {
             let _ = reply.send(store.load(partition));
+        }
+        Question::LoadOpen {
+            partition,
+            names,
+            reply,
+        } => {
+            let _ = reply.send(store.load_open(partition, &names));
         }
     }
 }
@@ -111,6 +128,17 @@ impl Lookups {
     pub(crate) fn load(&self, partition: PartitionId) -> Loading {
         let (reply, answer) = oneshot::channel();
         self.put(Question::Load { partition, reply });
+        answer
+    }
+
+    /// Asks for some held messages, with their bytes.
+    pub(crate) fn load_open(&self, partition: PartitionId, names: Vec<(TokenKey, Offset)>) -> LoadingOpen {
+        let (reply, answer) = oneshot::channel();
+        self.put(Question::LoadOpen {
+            partition,
+            names,
+            reply,
+        });
         answer
     }
 }

@@ -393,6 +393,13 @@ impl Store for MemoryStore {
         })
     }
 
+    fn load_open(&self, partition: PartitionId, names: &[(TokenKey, Offset)]) -> Result<Vec<Open>, Error> {
+        let memory = self.living("load held messages")?;
+        memory.window_ms(partition.topic)?;
+        let open = |(key, offset): &(TokenKey, Offset)| memory.state.open.get(&(partition, *key, *offset));
+        Ok(names.iter().filter_map(open).cloned().collect())
+    }
+
     fn forget_position(&self, partition: PartitionId) -> Result<(), Error> {
         let mut memory = self.writable("forget a position")?;
         memory.state.positions.remove(&partition);

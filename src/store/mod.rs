@@ -230,6 +230,12 @@ pub trait Store: Send + Sync + 'static {
     /// An I/O error, or a record that this version cannot read.
     fn load(&self, partition: PartitionId) -> Result<Known, Error>;
 
+    /// Open records by the first key and the offset of each, in that order; those that are not there are left out.
+    ///
+    /// # Errors
+    /// An I/O error, or a record that this version cannot read.
+    fn load_open(&self, partition: PartitionId, names: &[(TokenKey, Offset)]) -> Result<Vec<Open>, Error>;
+
     /// The position of one partition alone, without its open records.
     ///
     /// # Errors

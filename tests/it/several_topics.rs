@@ -60,6 +60,7 @@ async fn each_topic_has_its_own_handler_class_and_window() {
                     .state(effects[1].clone())
                     .window(Window::minutes(1))
                     .retry(2, Duration::from_secs(5))
+                    .retry_overall(2, Duration::from_secs(5))
                     .backoff(Duration::from_millis(10), Duration::from_millis(20)),
                 member::handle,
             )
@@ -69,6 +70,7 @@ async fn each_topic_has_its_own_handler_class_and_window() {
                     .window(Window::days(7))
                     .rerun_within(Duration::from_secs(3_600))
                     .retry(3, Duration::from_secs(5))
+                    .retry_overall(3, Duration::from_secs(5))
                     .backoff(Duration::from_millis(10), Duration::from_millis(20)),
                 member::handle,
             ),
@@ -129,6 +131,7 @@ async fn one_error_ends_by_the_class_of_its_topic() {
         let topic = Topic::bytes(name, class)
             .window(Window::hours(1))
             .retry(3, Duration::from_secs(20))
+            .retry_overall(3, Duration::from_secs(20))
             .backoff(Duration::from_millis(10), Duration::from_millis(20));
         consumer = consumer.handle(topic, move |_: Bytes, cx: Context| {
             *calls.lock().unwrap().entry(cx.topic().to_owned()).or_default() += 1;

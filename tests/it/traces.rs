@@ -49,6 +49,7 @@ async fn a_handler_runs_in_the_span_of_its_attempt() {
         .window(Window::hours(1))
         .ordered()
         .retry(3, Duration::from_secs(20))
+        .retry_overall(3, Duration::from_secs(20))
         .backoff(Duration::from_millis(10), Duration::from_millis(10));
     let member = Member::start(member::consumer(&brokers, &topic, dir.path()).handle(
         bytes,

@@ -7,7 +7,7 @@ use super::{CENTURY, DAY, HOUR, SECOND};
 use crate::class::Class;
 use crate::config::read::segment;
 use crate::config::settings::Settings;
-use crate::config::topic::{Mode, OnMismatch, Retry, TokenSource, TopicPolicy};
+use crate::config::topic::{InPlace, Mode, OnMismatch, Overall, TokenSource, TopicPolicy};
 use crate::config::units::ByteCount;
 
 pub(super) fn check(settings: &Settings, name: &str, policy: &TopicPolicy, found: &mut Found) {
@@ -71,7 +71,8 @@ pub(super) fn check(settings: &Settings, name: &str, policy: &TopicPolicy, found
         "without fields the bytes are compared, and those differ where a producer only reorders its keys",
         "name the fields: mismatch = { fields = [\"/amount\"] }",
     );
-    retry(&key("retry.in_place"), &policy.retry, found);
+    in_place(&key("retry.in_place"), &policy.retry.in_place, found);
+    overall(&key("retry.overall"), &policy.retry.overall, found);
 }
 
 pub(super) fn warn(settings: &Settings, name: &str, policy: &TopicPolicy, found: &mut Found) {
@@ -195,34 +196,52 @@ fn pointer(key: &str, text: &str, found: &mut Found) {
         );
 }
 
-fn retry(key: &str, retry: &Retry, found: &mut Found) {
-    let key = |name: &str| format!("{key}.{name}");
+fn in_place(key: &str, bounds: &InPlace, found: &mut Found) {
+    let at = |name: &str| format!("{key}.{name}");
     found
-        .key(key("attempts"), retry.attempts)
+        .key(at("attempts"), bounds.attempts)
         .least(1, "nothing would ever run");
     found
-        .key(key("total"), retry.total)
+        .key(at("total"), bounds.total)
         .most(DAY, "the message keeps its slot all the while")
         .when(
-            retry.attempts > 1 && retry.total < retry.first,
+            bounds.attempts > 1 && bounds.total < bounds.first,
             format!(
                 "shorter than first = {}, so nothing would be repeated",
-                retry.first.show()
+                bounds.first.show()
             ),
             "raise it, or set attempts = 1",
         );
     found
-        .key(key("max"), retry.max)
+        .key(at("max"), bounds.max)
         .most(DAY, "`total` ends it sooner");
+    waits(key, bounds.first, bounds.max, found);
+}
+
+fn overall(key: &str, bounds: &Overall, found: &mut Found) {
+    let at = |name: &str| format!("{key}.{name}");
     found
-        .key(key("first"), retry.first)
+        .key(at("attempts"), bounds.attempts)
+        .least(1, "nothing would ever run");
+    found
+        .key(at("total"), bounds.total)
+        .most(CENTURY, "`limits.held_age` ends it sooner");
+    found
+        .key(at("max"), bounds.max)
+        .most(CENTURY, "`limits.held_age` ends it sooner");
+    waits(key, bounds.first, bounds.max, found);
+}
+
+fn waits(key: &str, first: Duration, max: Duration, found: &mut Found) {
+    found
+        .key(format!("{key}.first"), first)
         .least(
             Duration::from_millis(1),
             "a downstream that is down would be asked again at once",
         )
         .when(
-            retry.first > retry.max,
-            format!("longer than max = {}", retry.max.show()),
+            first > max,
+            format!("longer than max = {}", max.show()),
             "the first wait is the shortest: lower it, or raise `max`",
         );
 }

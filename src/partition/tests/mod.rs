@@ -12,6 +12,7 @@ mod arrivals;
 mod crashes;
 mod drains;
 mod held;
+mod holds;
 mod journal;
 mod limits;
 mod outcomes;
@@ -130,8 +131,10 @@ fn rig_with(class: Class, script: &Script, change: impl FnOnce(&mut TopicPolicy)
     let mut policy = TopicPolicy::new(class, Duration::from_secs(3_600));
     policy.deadline = Duration::from_millis(200);
     policy.probe_settle = Duration::from_millis(50);
-    policy.retry.first = Duration::from_millis(10);
-    policy.retry.attempts = 3;
+    policy.retry.in_place.first = Duration::from_millis(10);
+    policy.retry.in_place.attempts = 3;
+    // What is not about holding ends in place.
+    policy.retry.overall.attempts = 3;
     change(&mut policy);
     let terms = Terms {
         deadline: policy.deadline,

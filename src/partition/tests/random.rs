@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::config::AfterFailure;
+use crate::config::{AfterFailure, AfterHold};
 
 /// Schedules of one run.
 const SEEDS: u64 = 150;
@@ -296,7 +296,17 @@ async fn campaign(seed: u64, world: Shared) {
     }
     let begun_ahead = random.usize(0..3);
     let after_failure = [AfterFailure::Run, AfterFailure::Suppress][random.usize(0..2)];
+    let in_place = random.u32(1..4);
+    let overall = random.u32(1..8);
+    let after = |random: &mut fastrand::Rng| [AfterHold::BlockKey, AfterHold::Release][random.usize(0..2)];
+    let (after_hold, after_doubt) = (after(&mut random), after(&mut random));
     let mut rig = rig_with(class, &script, |policy| {
+        policy.retry.in_place.attempts = in_place;
+        policy.retry.overall.attempts = overall;
+        policy.retry.overall.first = Duration::from_millis(100);
+        policy.retry.overall.max = Duration::from_millis(400);
+        policy.after_hold = after_hold;
+        policy.after_doubt = after_doubt;
         policy.concurrency = concurrency;
         policy.begun_ahead = begun_ahead;
         policy.window = Duration::from_secs(1_000_000);
@@ -311,7 +321,7 @@ async fn campaign(seed: u64, world: Shared) {
     rig.limits.in_flight = random.usize(4..64);
     rig.sync = Duration::from_millis([0, 1, 7, 60][random.usize(0..4)]);
     world.lock().unwrap().say(format!(
-        "{class} {concurrency} begun_ahead {begun_ahead}, after a failure {after_failure:?}, a sync takes {:?}, {:?}",
+        "{class} {concurrency} begun_ahead {begun_ahead}, after a failure {after_failure:?}, {in_place} attempts in place of {overall}, after a hold {after_hold:?}, after a doubt {after_doubt:?}, a sync takes {:?}, {:?}",
         rig.sync, rig.limits
     ));
     let mut campaign = Campaign {

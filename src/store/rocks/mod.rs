@@ -25,6 +25,8 @@ use super::{
     TopicSpec, WindowSize,
 };
 use crate::config::Durability;
+use crate::message::Offset;
+use crate::outcome::Open;
 use crate::token::TokenKey;
 
 mod ingest;
@@ -448,6 +450,10 @@ impl Store for RocksStore {
 
     fn load(&self, partition: PartitionId) -> Result<Known, Error> {
         self.load_partition(partition)
+    }
+
+    fn load_open(&self, partition: PartitionId, names: &[(TokenKey, Offset)]) -> Result<Vec<Open>, Error> {
+        self.read_open(partition, names)
     }
 
     fn forget_position(&self, partition: PartitionId) -> Result<(), Error> {

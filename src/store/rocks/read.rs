@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::keys::{self, ClosedKey};
 use super::{RocksStore, open};
-use crate::message::NextOffset;
+use crate::message::{NextOffset, Offset};
+use crate::outcome::Open;
 use crate::record;
 use crate::store::bucket::Bucket;
 use crate::store::{AuditEntry, Error, Hit, Known, PartitionId, Position};
@@ -118,6 +119,31 @@ impl RocksStore {
         Ok(())
     }
 
+    pub(super) fn read_open(
+        &self,
+        partition: PartitionId,
+        names: &[(TokenKey, Offset)],
+    ) -> Result<Vec<Open>, Error> {
+        let family = self.family(keys::OPEN)?;
+        let mut found = Vec::with_capacity(names.len());
+        for (key, offset) in names {
+            let value = self
+                .db
+                .get_pinned_cf(&family, keys::open(partition, key, *offset));
+            if let Some(value) = value.map_err(|error| self.damage("load a held message", &error))? {
+                found.push(self.decode_open(partition, &value)?);
+            }
+        }
+        Ok(found)
+    }
+
+    fn decode_open(&self, partition: PartitionId, value: &[u8]) -> Result<Open, Error> {
+        record::decode_open(value).map_err(|source| Error::Record {
+            place: format!("{}, open", self.place(partition)),
+            source,
+        })
+    }
+
     /// Whether the store follows the partition's changelog.
     pub(super) fn has_copy(&self, partition: PartitionId) -> Result<bool, Error> {
         let meta = self.family(keys::META)?;
@@ -158,11 +184,7 @@ impl RocksStore {
         let mut open = Vec::new();
         for value in self.under(keys::OPEN, keys::open_prefix(partition))? {
             let (_, value) = value.map_err(|error| self.damage("load a partition", &error))?;
-            let record = record::decode_open(&value).map_err(|source| Error::Record {
-                place: format!("{}, open", self.place(partition)),
-                source,
-            })?;
-            open.push(record);
+            open.push(self.decode_open(partition, &value)?);
         }
         open.sort_by_key(|record| record.offset);
         Ok(Known {

@@ -164,8 +164,11 @@ fn topic(spec: &Spec, terms: Terms) -> Topic<hapax::handler::Undecoded, Of> {
     let mut topic = Topic::bytes(terms.topic(&spec.run), class(terms.class))
         .state(of)
         .window(Window::seconds(WINDOW.as_secs()))
-        .retry(ATTEMPTS_MAX, Duration::from_secs(20))
+        // The last ones from the disk.
+        .retry(ATTEMPTS_MAX - 2, Duration::from_secs(20))
+        .retry_overall(ATTEMPTS_MAX, Duration::from_secs(600))
         .backoff(Duration::from_millis(5), Duration::from_millis(40))
+        .backoff_overall(Duration::from_millis(200), Duration::from_secs(1))
         .deadline(Duration::from_secs(3));
     if terms.probe {
         topic = topic

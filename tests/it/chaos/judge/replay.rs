@@ -73,11 +73,7 @@ impl Replayed {
         }
         let mut gone = BTreeSet::new();
         for name in group.iter().flat_map(|frame| &frame.removed) {
-            if self
-                .open
-                .remove(name)
-                .is_some_and(|open| open.stage == Stage::Held)
-            {
+            if self.open.remove(name).is_some_and(|open| is_kept(&open)) {
                 gone.insert(*name);
             }
         }
@@ -158,8 +154,9 @@ impl Replayed {
     fn pass(&self, part: &Part<'_>, offset: i64, findings: &mut Findings) {
         let names = part.names[&offset];
         let stage = |name: Key| self.open.get(&(name, offset)).map(|open| open.stage);
+        let is_kept = |name: Key| self.open.get(&(name, offset)).is_some_and(is_kept);
         let has_own = self.closed_of(part, offset).any(|closed| closed.offset == offset);
-        if has_own || names.iter().any(|name| stage(*name) == Some(Stage::Held)) {
+        if has_own || names.iter().any(|name| is_kept(*name)) {
             return;
         }
         let mut of_token = self
@@ -184,6 +181,11 @@ impl Replayed {
             .iter()
             .any(|(next, written_ms)| *next > offset && *written_ms < wall_ms)
     }
+}
+
+/// Whether its message is in the record: held, or begun again from there.
+const fn is_kept(open: &Open) -> bool {
+    matches!(open.stage, Stage::Held) || open.payload.is_some()
 }
 
 fn at_the_end(part: &Part<'_>, replayed: &Replayed, findings: &mut Findings) {
@@ -217,11 +219,11 @@ fn at_the_end(part: &Part<'_>, replayed: &Replayed, findings: &mut Findings) {
             .messages
             .get(&open.offset)
             .and_then(|message| message.payload.clone());
-        if open.stage == Stage::Held && open.payload != payload {
+        if is_kept(open) && open.payload != payload {
             let what = format!("{} is held with other bytes", open.offset);
             findings.add(Rule::UntrueRecord, what);
         }
-        if open.stage != Stage::Held && open.offset < replayed.point {
+        if !is_kept(open) && open.offset < replayed.point {
             let what = format!(
                 "{} is {:?} at the end, below the commit point",
                 open.offset, open.stage

@@ -1,0 +1,315 @@
+//! Hold: messages that are kept on disk for an attempt later, and those of their key that are kept behind them.
+//!
+//! What is held costs no slot, and in memory no bytes: a record at rest, and when it is due. A due one is loaded, and is work
+//! like any other from then on. While a message of a key is held, a later one is held behind it *when it would run*: what a
+//! duplicate or a policy decides needs no order.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::Partition;
+use super::leave::by_message;
+use super::work::{OpenId, Phase, Resting, RestingState, WorkId};
+use crate::backoff::Bounds;
+use crate::clock;
+use crate::config::AfterHold;
+use crate::message::Offset;
+use crate::outcome::{HeldFor, Open, Reason};
+use crate::store::lookups::LoadingOpen;
+use crate::token::TokenKey;
+
+/// Held messages that are loaded at a time. More are due than that after an outage, and they wait on the disk.
+const LOAD_MAX: usize = 256;
+
+/// A key of which a message is held.
+#[derive(Debug, Default)]
+pub(super) struct Blocked {
+    /// The one that the others wait for has not ended.
+    is_waiting: bool,
+    /// On their way to the disk, to be held behind it.
+    holding: usize,
+    /// Held behind it, in the order in which they run.
+    queue: VecDeque<OpenId>,
+}
+
+/// Held messages on their way from the store.
+pub(super) struct Loads {
+    /// Each with its name: another record may have its number by now.
+    ids: Vec<(OpenId, (TokenKey, Offset))>,
+    pub(super) answer: LoadingOpen,
+}
+
+impl Partition {
+    /// The attempts in place are spent: held for another one later, or given up where there is none.
+    pub(super) fn spent(&mut self, id: WorkId, asked: Option<Duration>, why: String) {
+        let Some(wait) = self.next_hold(id, asked) else {
+            return self.give_up(id, Reason::RetriesSpent, why);
+        };
+        let may_have_applied = self.works.get(id).is_some_and(|work| work.may_have_applied);
+        self.wiring.meters.retries_held.increment(1);
+        let due_ms = self.wiring.clock.wall_ms().saturating_add(clock::millis(wait));
+        let why = HeldFor::Retry {
+            due_ms,
+            may_have_applied,
+        };
+        self.hold(id, why, None);
+    }
+
+    /// How long a message is held for its next attempt. The doubling starts after those in place.
+    fn next_hold(&mut self, id: WorkId, asked: Option<Duration>) -> Option<Duration> {
+        let work = self.works.get(id)?;
+        let retry = self.wiring.policy.retry;
+        let attempts_max = retry.overall.attempts.checked_sub(retry.in_place.attempts)?;
+        let bounds = Bounds {
+            attempts_max,
+            total: retry.overall.total,
+            first: retry.overall.first,
+            wait_max: retry.overall.max,
+        };
+        let wall_ms = self.wiring.clock.wall_ms();
+        let since_ms = if work.since_ms == 0 {
+            wall_ms
+        } else {
+            work.since_ms
+        };
+        let elapsed = Duration::from_millis(wall_ms.saturating_sub(since_ms).max(0) as u64);
+        // The first hold may come before all attempts in place were made: their time was spent.
+        let held = (work.attempts + 1).saturating_sub(retry.in_place.attempts).max(1);
+        if work.attempts >= retry.overall.attempts {
+            return None;
+        }
+        let bounds = Bounds {
+            attempts_max: attempts_max.max(held + 1),
+            ..bounds
+        };
+        self.waits.next(&bounds, held, elapsed, asked)
+    }
+
+    /// Whether later messages of its key wait for a message that is held for that.
+    pub(super) fn blocks(&self, why: HeldFor) -> bool {
+        let policy = &self.wiring.policy;
+        match why {
+            HeldFor::Retry { .. } => policy.after_hold == AfterHold::BlockKey,
+            HeldFor::InDoubt => policy.after_doubt == AfterHold::BlockKey,
+            HeldFor::Token | HeldFor::Key => false,
+        }
+    }
+
+    /// A message is about to be held: what that means for its key. Decided now, since the next of the key could start
+    /// before the hold is durable.
+    pub(super) fn note_hold(&mut self, id: WorkId, why: HeldFor) {
+        let blocks = self.blocks(why);
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        if why == HeldFor::Key {
+            if let Some(order) = work.order {
+                self.blocked.entry(order).or_default().holding += 1;
+            }
+            return;
+        }
+        match (blocks, work.blocks.or(work.order)) {
+            (true, Some(order)) => {
+                work.blocks = Some(order);
+                self.block(order);
+            }
+            _ => self.end_block(id),
+        }
+    }
+
+    /// The hold of a message behind its key is durable.
+    pub(super) fn held_behind_key(&mut self, order: Option<u64>, open: OpenId) {
+        let Some(blocked) = order.and_then(|order| self.blocked.get_mut(&order)) else {
+            return;
+        };
+        blocked.holding -= 1;
+        blocked.queue.push_back(open);
+        if let Some(order) = order {
+            self.run_next_of(order);
+        }
+    }
+
+    /// A record was found in the store: when it is due, and the key that it holds up, or waits for.
+    pub(super) fn rest_with_key(&mut self, id: OpenId, order: Option<u64>) {
+        let Some(RestingState::Held(why)) = self.resting.get(id).map(|resting| resting.state) else {
+            return;
+        };
+        if let HeldFor::Retry { due_ms, .. } = why {
+            self.retry_due.insert((due_ms, id));
+        }
+        let waits = why == HeldFor::Key;
+        let order = order.filter(|_| waits || self.blocks(why));
+        if let Some(resting) = self.resting.get_mut(id) {
+            resting.order = order;
+        }
+        match order {
+            Some(order) if waits => self.blocked.entry(order).or_default().queue.push_back(id),
+            Some(order) => self.block(order),
+            // Its topic orders nothing any more: nobody is waited for.
+            None if waits => self.freed.push_back(id),
+            None => {}
+        }
+    }
+
+    /// Others of that key are held until somebody says that it is over.
+    pub(super) fn block(&mut self, order: u64) {
+        self.blocked.entry(order).or_default().is_waiting = true;
+    }
+
+    /// Everything is taken up: whoever waits for nobody runs.
+    pub(super) fn run_next_of_all(&mut self) {
+        let mut orders: Vec<u64> = self.blocked.keys().copied().collect();
+        orders.sort_unstable();
+        for order in orders {
+            self.run_next_of(order);
+        }
+    }
+
+    /// The message that others of its key wait for has ended, or holds them up no more.
+    pub(super) fn end_block(&mut self, id: WorkId) {
+        let order = self.works.get_mut(id).and_then(|work| work.blocks.take());
+        if let Some(order) = order {
+            self.end_block_of(order);
+        }
+    }
+
+    pub(super) fn end_block_of(&mut self, order: u64) {
+        if let Some(blocked) = self.blocked.get_mut(&order) {
+            blocked.is_waiting = false;
+            self.run_next_of(order);
+        }
+    }
+
+    fn run_next_of(&mut self, order: u64) {
+        let Some(blocked) = self.blocked.get_mut(&order).filter(|blocked| !blocked.is_waiting) else {
+            return;
+        };
+        if let Some(next) = blocked.queue.pop_front() {
+            blocked.is_waiting = true;
+            self.freed.push_back(next);
+        } else if blocked.holding == 0 {
+            self.blocked.remove(&order);
+        }
+    }
+
+    /// A record leaves its rest: it is due no more, and in no queue. Whose key whoever takes it over has to free at its end.
+    pub(super) fn leave_rest(&mut self, id: OpenId, resting: &Resting) -> Option<u64> {
+        match resting.state {
+            RestingState::Held(HeldFor::Retry { due_ms, .. }) => {
+                self.retry_due.remove(&(due_ms, id));
+                resting.order
+            }
+            RestingState::Held(HeldFor::Key) => {
+                self.freed.retain(|freed| *freed != id);
+                let blocked = resting.order.and_then(|order| self.blocked.get_mut(&order))?;
+                let place = blocked.queue.iter().position(|queued| *queued == id);
+                match place {
+                    Some(place) => {
+                        blocked.queue.remove(place);
+                        None
+                    }
+                    // It was its turn.
+                    None => resting.order,
+                }
+            }
+            _ => resting.order,
+        }
+    }
+
+    /// How long until held messages are to be loaded, where some are.
+    pub(super) fn next_load(&self) -> Option<Duration> {
+        if !self.may_load() {
+            return None;
+        }
+        let (due_ms, _) = self.retry_due.first()?;
+        let wait_ms = due_ms.saturating_sub(self.wiring.clock.wall_ms()).max(0);
+        Some(Duration::from_millis(wait_ms as u64))
+    }
+
+    /// What is loaded already runs first.
+    fn may_load(&self) -> bool {
+        self.loads.is_none() && self.draining.is_none() && self.ready.len() < LOAD_MAX
+    }
+
+    /// Loads what is due, and what its key has been freed for.
+    pub(super) fn load_due(&mut self) {
+        if (self.freed.is_empty() && self.retry_due.is_empty()) || !self.may_load() {
+            return;
+        }
+        let wall_ms = self.wiring.clock.wall_ms();
+        let mut ids = Vec::new();
+        while ids.len() < LOAD_MAX {
+            if let Some(freed) = self.freed.pop_front() {
+                ids.push(freed);
+                continue;
+            }
+            match self.retry_due.first() {
+                Some((due_ms, _)) if *due_ms <= wall_ms => {}
+                _ => break,
+            }
+            ids.extend(self.retry_due.pop_first().map(|(_, id)| id));
+        }
+        if ids.is_empty() {
+            return;
+        }
+        let mut names: Vec<(TokenKey, Offset)> = Vec::with_capacity(ids.len());
+        let mut behind = ids.clone();
+        let name = |id: OpenId| Some((id, self.resting.get(id)?.name()));
+        let ids = ids.into_iter().filter_map(name).collect();
+        // With whatever is held behind their tokens: it is judged by how they end.
+        while let Some(id) = behind.pop() {
+            if let Some(resting) = self.resting.get(id) {
+                names.push(resting.name());
+                behind.extend(&resting.behind);
+            }
+        }
+        let answer = self.wiring.lookups.load_open(self.id, names);
+        self.loads = Some(Loads { ids, answer });
+    }
+
+    /// What was due is here.
+    pub(super) fn loaded(&mut self, found: &[Open]) {
+        let Some(Loads { ids, .. }) = self.loads.take() else {
+            return;
+        };
+        if self.draining.is_some() {
+            // The next owner's, or the next start's: nothing was changed.
+            return;
+        }
+        let of = by_message(found);
+        // They have waited: before what has come since, in the order in which they were due.
+        for (id, name) in ids.into_iter().rev() {
+            // One that has left its rest meanwhile was given up.
+            let Some(resting) = self.resting.get(id).filter(|resting| resting.name() == name) else {
+                continue;
+            };
+            let state = resting.state;
+            if let Some((work, since_ms)) = self.follow(id, &of) {
+                self.run_held(work, state, since_ms);
+            }
+        }
+    }
+
+    /// A held message runs again.
+    fn run_held(&mut self, id: WorkId, state: RestingState, since_ms: i64) {
+        let (due_ms, may_have_applied) = match state {
+            RestingState::Held(HeldFor::Retry {
+                due_ms,
+                may_have_applied,
+            }) => (due_ms, may_have_applied),
+            _ => (since_ms, false),
+        };
+        // It may be what ended the process.
+        let is_suspect = self.wiring.unclean_starts > 0 && due_ms <= self.assigned_ms;
+        // Downstream may have forgotten its child tokens.
+        let in_doubt = may_have_applied && self.wiring.policy.class.is_guarded() && !self.may_rerun(id);
+        let Some(work) = self.works.get_mut(id) else {
+            return;
+        };
+        work.suspect = is_suspect;
+        work.may_have_applied = may_have_applied;
+        work.in_doubt = in_doubt;
+        work.phase = Phase::Ready;
+        self.ready.push_front(id);
+    }
+}
