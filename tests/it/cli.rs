@@ -218,7 +218,7 @@ fn held_lists_what_waits_and_why() {
         ]
     );
     said.says("behind its token, open at 17")
-        .says("4 messages held: 3 in doubt without a verdict, 0 with one, 1 behind their token")
+        .says("4 messages held: 3 in doubt without a verdict, 0 with one, 0 to be retried, 1 behind their token or key")
         .says("1 message begun without an outcome");
     assert!(!said.out.contains("orders[3]@30"), "begun is not held");
 

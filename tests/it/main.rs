@@ -26,6 +26,7 @@ mod events;
 mod examples;
 mod foreign;
 mod frozen;
+mod holds;
 mod kafka;
 mod killed_logged;
 mod killed_store;

@@ -91,7 +91,7 @@ async fn what_a_person_decides_is_carried_out_at_the_next_start() {
     assert_eq!(calls.lock().unwrap().len(), 3, "the duplicate was not run");
     let listed = hapax(dir.path(), "held", &[]);
     assert!(
-        listed.contains("4 messages held: 3 in doubt without a verdict, 0 with one, 1 behind their token"),
+        listed.contains("4 messages held: 3 in doubt without a verdict, 0 with one, 0 to be retried, 1 behind their token or key"),
         "{listed}"
     );
 

@@ -6,9 +6,12 @@ use rdkafka::ClientConfig;
 
 use crate::config::{Settings, is_by_broker};
 
-/// librdkafka's defaults, where the user states nothing.
+/// librdkafka's default, where the user states nothing.
 const SESSION: Duration = Duration::from_secs(45);
-const HEARTBEAT: Duration = Duration::from_secs(3);
+
+/// A member hears of a rebalance with its next heartbeat, and everybody waits for the last one: with librdkafka's 3 s that
+/// is most of the time for which partitions stand still in a rolling restart.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// With KIP-848 the broker decides both and tells neither: the shortest session and the longest heartbeat that a broker
 /// lets a group have, unless its own bounds were moved. (The shortest session is [`SESSION`] there, too.)
@@ -51,6 +54,12 @@ pub(super) fn consumer_config(settings: &Settings, partitions: usize) -> ClientC
     if config.get("fetch.wait.max.ms").is_none() {
         config.set("fetch.wait.max.ms", "50");
     }
+    if config.get("heartbeat.interval.ms").is_none() && !is_by_broker(&settings.kafka) {
+        config.set(
+            "heartbeat.interval.ms",
+            heartbeat(settings).as_millis().to_string(),
+        );
+    }
     let messages = (100_000 / partitions.max(1)).max(1_000);
     config.set("queued.min.messages", messages.to_string());
     config
@@ -59,6 +68,15 @@ pub(super) fn consumer_config(settings: &Settings, partitions: usize) -> ClientC
 /// How long the group waits for a member before it gives its partitions away.
 pub(super) fn session(settings: &Settings) -> Duration {
     stated(settings, "session.timeout.ms", SESSION)
+}
+
+/// How often this member tells the group that it lives: a third of a short session at most.
+fn heartbeat(settings: &Settings) -> Duration {
+    stated(
+        settings,
+        "heartbeat.interval.ms",
+        HEARTBEAT.min(session(settings) / 3),
+    )
 }
 
 fn stated(settings: &Settings, name: &str, default: Duration) -> Duration {
@@ -72,7 +90,7 @@ pub(crate) fn session_max(settings: &Settings) -> Duration {
     let session = session(settings);
     let heartbeat = match is_by_broker(&settings.kafka) {
         true => HEARTBEAT_BY_BROKER,
-        false => stated(settings, "heartbeat.interval.ms", HEARTBEAT),
+        false => heartbeat(settings),
     };
     session.saturating_sub(heartbeat).max(session / 2)
 }
@@ -117,11 +135,13 @@ mod tests {
     #[test]
     fn a_freeze_counts_from_the_session_less_a_heartbeat() {
         let seconds = Duration::from_secs;
-        assert_eq!(session_max(&settings(&[])), seconds(42));
+        assert_eq!(session_max(&settings(&[])), seconds(44));
         assert_eq!(
-            session_max(&settings(&[("session.timeout.ms", "2000")])),
-            seconds(1)
+            session_max(&settings(&[("session.timeout.ms", "2400")])),
+            Duration::from_millis(1_600)
         );
+        let own = [("session.timeout.ms", "2000"), ("heartbeat.interval.ms", "1500")];
+        assert_eq!(session_max(&settings(&own)), seconds(1), "at least half of it");
         let by_broker = settings(&[("group.protocol", "consumer")]);
         assert_eq!(session_max(&by_broker), seconds(30), "45 s less 15 s");
     }
