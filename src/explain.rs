@@ -4,6 +4,7 @@
 //! the class and policies of each topic; whoever changes the table there changes it here.
 
 mod failures;
+mod starts;
 
 use crate::class::Class;
 use crate::config::{
@@ -197,6 +198,7 @@ fn policy_rows(settings: &Settings, name: &str, policy: &TopicPolicy, page: &mut
             show_duration(retry.max)
         ),
     );
+    starts::rows(policy, page);
     page.row(
         "the reply",
         &match policy.store_outcome {

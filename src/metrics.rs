@@ -69,6 +69,12 @@ definitions! {
         "Calls of the handler.";
     RETRIES = "hapax_retries_total", Counter, Count, ["topic"],
         "Calls of the handler after the first for one message.";
+    RETRIES_POSTPONED = "hapax_retries_postponed_total", Counter, Count, ["topic"],
+        "Retries that found the retry budget spent, and waited for their turn.";
+    BREAKER_STATE = "hapax_breaker_state", Gauge, Count, ["topic"],
+        "The breaker of the topic's handler: 0 closed, 1 open, 2 half-open.";
+    BREAKER_OPENED = "hapax_breaker_opened_total", Counter, Count, ["topic"],
+        "How often the breaker opened, again after a trial that failed included.";
     OUTCOMES = "hapax_outcomes_total", Counter, Count, ["topic", "outcome"],
         "Outcomes recorded: done, or failed with its reason.";
     IN_DOUBT = "hapax_in_doubt_total", Counter, Count, ["topic", "cause"],
@@ -194,6 +200,9 @@ pub(crate) struct TopicMeters {
     pub(crate) missing_tokens: Counter,
     pub(crate) attempts: Counter,
     pub(crate) retries: Counter,
+    pub(crate) retries_postponed: Counter,
+    pub(crate) breaker_state: Gauge,
+    pub(crate) breaker_opened: Counter,
     pub(crate) done: Counter,
     pub(crate) handler: Histogram,
     pub(crate) record: Histogram,
@@ -223,6 +232,9 @@ impl TopicMeters {
             missing_tokens: counter(name::MISSING_TOKENS),
             attempts: counter(name::ATTEMPTS),
             retries: counter(name::RETRIES),
+            retries_postponed: counter(name::RETRIES_POSTPONED),
+            breaker_state: gauge(name::BREAKER_STATE),
+            breaker_opened: counter(name::BREAKER_OPENED),
             done: metrics::counter!(name::OUTCOMES, "topic" => topic.clone(), "outcome" => "done"),
             handler: histogram(name::HANDLER),
             record: histogram(name::RECORD),

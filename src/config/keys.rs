@@ -8,13 +8,16 @@ use toml::de::DeTable;
 
 use super::error::{Error, Place, Problem};
 use super::layer::{
-    AdminLayer, DeadLetterLayer, Layer, LimitsLayer, Listen, MismatchLayer, RetryLayer, TopicLayer,
+    AdminLayer, BreakerLayer, BudgetLayer, DeadLetterLayer, Layer, LimitsLayer, Listen, MismatchLayer,
+    RetryLayer, TopicLayer,
 };
 use super::read::{Findings, Section};
 use super::settings::Properties;
 use super::topic::{Concurrency, TokenSource};
 use super::tree::{Table, Value, convert_table, lines};
-use super::values::{Refusal, address, boolean, bytes, duration, list, number, path, single, text, word};
+use super::values::{
+    Refusal, address, boolean, bytes, duration, list, number, path, share, single, text, word,
+};
 
 /// What the file at `path` says.
 ///
@@ -61,7 +64,7 @@ pub(super) fn layer(table: Table) -> Result<Layer, Vec<Problem>> {
 }
 
 pub(super) fn top(keys: &mut Section<'_>) -> Layer {
-    let layer = Layer {
+    Layer {
         group: keys.take("group", text),
         brokers: keys.take("brokers", text),
         state_dir: keys.take("state_dir", path),
@@ -84,6 +87,7 @@ pub(super) fn top(keys: &mut Section<'_>) -> Layer {
             outcome_bytes: keys.take("outcome_bytes", bytes),
         }),
         retry: keys.section("retry", retry),
+        breaker: keys.section("breaker", breaker),
         dead_letter: keys.section("dead_letter", |keys| DeadLetterLayer {
             topic: keys.take("topic", text),
             create: keys.take("create", boolean),
@@ -94,9 +98,7 @@ pub(super) fn top(keys: &mut Section<'_>) -> Layer {
         kafka: Properties(keys.properties("kafka")),
         topics: keys.each("topics", topic),
         places: BTreeMap::new(),
-    };
-    keys.later("breaker", "no circuit breaker");
-    layer
+    }
 }
 
 /// The keys of one topic.
@@ -123,6 +125,7 @@ pub(super) fn topic(keys: &mut Section<'_>) -> TopicLayer {
         store_outcome: keys.take("store_outcome", boolean),
         offload: keys.take("offload", boolean),
         retry: keys.section("retry", retry),
+        breaker: keys.section("breaker", breaker),
     };
     keys.later(
         "after_hold",
@@ -137,12 +140,25 @@ fn retry(keys: &mut Section<'_>) -> RetryLayer {
         "overall",
         "no held retries: when those in place are spent, the message is dead-lettered",
     );
+    let budget = keys.section("budget", |keys| BudgetLayer {
+        share: keys.take("share", share),
+        per_second: keys.take("per_second", number),
+    });
     keys.section("in_place", |keys| RetryLayer {
+        budget,
         attempts: keys.take("attempts", number),
         total: keys.take("total", duration),
         first: keys.take("first", duration),
         max: keys.take("max", duration),
     })
+}
+
+fn breaker(keys: &mut Section<'_>) -> BreakerLayer {
+    BreakerLayer {
+        failure_share: keys.take("failure_share", share),
+        over: keys.take("over", number),
+        open_for: keys.take("open_for", duration),
+    }
 }
 
 fn listen(value: Value, _: &Place) -> Result<Listen, Refusal> {
@@ -304,7 +320,6 @@ mod tests {
     #[test]
     fn keys_and_values_of_a_later_version_are_refused_with_those_words() {
         let keys = [
-            ("breaker.over = 100", "breaker"),
             ("retry.overall = { attempts = 20 }", "retry.overall"),
             ("topics.t.retry.overall.total = \"24h\"", "topics.t.retry.overall"),
             ("topics.t.after_hold = \"block-key\"", "topics.t.after_hold"),
@@ -334,6 +349,10 @@ mod tests {
             ("memory = -1", "\"64MiB\""),
             ("memory = 1.5", "\"64MiB\""),
             ("limits = 5", "write [limits]"),
+            ("breaker.failure_share = 50", "from 0 to 1"),
+            ("breaker.failure_share = \"half\"", "from 0 to 1"),
+            ("breaker.over = 0.5", "write one such as 16"),
+            ("topics.t.retry.budget.share = -0.1", "from 0 to 1"),
             ("limits.in_flight = \"many\"", "write one such as 16"),
             ("limits.in_flight = 99999999999999999999", "write one such as 16"),
             ("retry.in_place.attempts = 4294967296", "write one such as 16"),

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::breaker::Share;
 use super::error::Place;
 use super::settings::{Cold, Deleted, Durability, Properties, Standby, Start};
 use super::topic::{AfterFailure, Concurrency, Expired, MissingToken, Mode, OnMismatch, TokenSource};
@@ -109,6 +110,8 @@ layers! {
         topics: BTreeMap<String, TopicLayer>;
         /// What this layer says of the retries of every topic that says nothing itself.
         retry: RetryLayer,
+        /// What this layer says of the breaker of every topic that says nothing itself.
+        breaker: BreakerLayer,
         /// Where each key was stated, so that a problem found after merging still names its line.
         places: BTreeMap<String, Place>,
     }
@@ -127,7 +130,20 @@ layers! {
         attempts: Option<u32>,
         total: Option<Duration>,
         first: Option<Duration>,
-        max: Option<Duration>,
+        max: Option<Duration>;
+        /// What this layer says of the budget.
+        budget: BudgetLayer,
+    }
+    /// What one layer says of the budget of retries, for one topic or for all.
+    BudgetLayer of "RetryBudget" {
+        share: Option<Share>,
+        per_second: Option<u32>,
+    }
+    /// What one layer says of breakers, for one topic or for all.
+    BreakerLayer of "Breaker" {
+        failure_share: Option<Share>,
+        over: Option<u32>,
+        open_for: Option<Duration>,
     }
     /// What one layer says of dead letters.
     DeadLetterLayer of "DeadLetter" {
@@ -158,6 +174,7 @@ layers! {
         store_outcome: Option<bool>,
         offload: Option<bool>,
         retry: RetryLayer,
+        breaker: BreakerLayer,
     }
     /// What one layer says of payload mismatches.
     MismatchLayer of "Mismatch" {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::breaker::{Breaker, RetryBudget};
 use super::units::{ByteCount, words};
 use crate::class::Class;
 
@@ -98,6 +99,10 @@ pub struct TopicPolicy {
     pub offload: bool,
     /// How attempts that applied nothing, or may be repeated, are repeated in place.
     pub retry: Retry,
+    /// How many retries in place there may be.
+    pub budget: RetryBudget,
+    /// When attempts stop, because too many fail.
+    pub breaker: Breaker,
 }
 
 impl TopicPolicy {
@@ -132,6 +137,8 @@ impl TopicPolicy {
             store_outcome: true,
             offload: false,
             retry: Retry::default(),
+            budget: RetryBudget::default(),
+            breaker: Breaker::default(),
         }
     }
 }

@@ -296,7 +296,15 @@ async fn campaign(seed: u64, world: Shared) {
     }
     let begun_ahead = random.usize(0..3);
     let after_failure = [AfterFailure::Run, AfterFailure::Suppress][random.usize(0..2)];
+    // Small ones that open often, and half of the time none.
+    let over = [0, 2, 4, 8][random.usize(0..4)];
+    let open_for = Duration::from_millis(random.u64(1..300));
+    let retries = [0, 20, 100, 100][random.usize(0..4)];
     let mut rig = rig_with(class, &script, |policy| {
+        policy.breaker.over = over;
+        policy.breaker.open_for = open_for;
+        policy.budget.share = Share::percent(retries);
+        policy.budget.per_second = 1;
         policy.concurrency = concurrency;
         policy.begun_ahead = begun_ahead;
         policy.window = Duration::from_secs(1_000_000);
@@ -311,7 +319,7 @@ async fn campaign(seed: u64, world: Shared) {
     rig.limits.in_flight = random.usize(4..64);
     rig.sync = Duration::from_millis([0, 1, 7, 60][random.usize(0..4)]);
     world.lock().unwrap().say(format!(
-        "{class} {concurrency} begun_ahead {begun_ahead}, after a failure {after_failure:?}, a sync takes {:?}, {:?}",
+        "{class} {concurrency} begun_ahead {begun_ahead}, after a failure {after_failure:?}, a breaker over {over} for {open_for:?}, {retries} % retries, a sync takes {:?}, {:?}",
         rig.sync, rig.limits
     ));
     let mut campaign = Campaign {
