@@ -4,6 +4,7 @@
 //! the class and policies of each topic; whoever changes the table there changes it here.
 
 mod failures;
+mod starts;
 
 use crate::class::Class;
 use crate::config::{
@@ -206,6 +207,7 @@ fn policy_rows(settings: &Settings, name: &str, policy: &TopicPolicy, page: &mut
         AfterHold::Release => format!("{}; later messages of its key run", held_text(&overall)),
     };
     page.row("when these are spent", &after);
+    starts::rows(policy, page);
     page.row(
         "the reply",
         &match policy.store_outcome {

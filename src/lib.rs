@@ -97,6 +97,7 @@ mod attempt;
 pub mod backoff;
 #[cfg(any(feature = "testing", all(feature = "rocks", feature = "kafka")))]
 mod bound;
+mod breaker;
 pub mod broker;
 mod class;
 #[cfg(feature = "cli")]
@@ -129,6 +130,7 @@ mod rebuild;
 pub mod record;
 #[cfg_attr(not(feature = "kafka"), allow(dead_code, reason = "driven by the restorer"))]
 mod recovery;
+mod retry_budget;
 #[cfg(all(feature = "rocks", feature = "kafka"))]
 mod runtime;
 #[cfg(any(test, all(feature = "rocks", feature = "kafka")))]

@@ -71,6 +71,12 @@ definitions! {
         "Calls of the handler after the first for one message.";
     RETRIES_HELD = "hapax_retries_held_total", Counter, Count, ["topic"],
         "Messages put on disk until their next attempt is due.";
+    RETRIES_POSTPONED = "hapax_retries_postponed_total", Counter, Count, ["topic"],
+        "Retries that found the retry budget spent, and waited for their turn.";
+    BREAKER_STATE = "hapax_breaker_state", Gauge, Count, ["topic"],
+        "The breaker of the topic's handler: 0 closed, 1 open, 2 half-open.";
+    BREAKER_OPENED = "hapax_breaker_opened_total", Counter, Count, ["topic"],
+        "How often the breaker opened, again after a trial that failed included.";
     OUTCOMES = "hapax_outcomes_total", Counter, Count, ["topic", "outcome"],
         "Outcomes recorded: done, or failed with its reason.";
     IN_DOUBT = "hapax_in_doubt_total", Counter, Count, ["topic", "cause"],
@@ -197,6 +203,9 @@ pub(crate) struct TopicMeters {
     pub(crate) attempts: Counter,
     pub(crate) retries: Counter,
     pub(crate) retries_held: Counter,
+    pub(crate) retries_postponed: Counter,
+    pub(crate) breaker_state: Gauge,
+    pub(crate) breaker_opened: Counter,
     pub(crate) done: Counter,
     pub(crate) handler: Histogram,
     pub(crate) record: Histogram,
@@ -227,6 +236,9 @@ impl TopicMeters {
             attempts: counter(name::ATTEMPTS),
             retries: counter(name::RETRIES),
             retries_held: counter(name::RETRIES_HELD),
+            retries_postponed: counter(name::RETRIES_POSTPONED),
+            breaker_state: gauge(name::BREAKER_STATE),
+            breaker_opened: counter(name::BREAKER_OPENED),
             done: metrics::counter!(name::OUTCOMES, "topic" => topic.clone(), "outcome" => "done"),
             handler: histogram(name::HANDLER),
             record: histogram(name::RECORD),

@@ -27,7 +27,7 @@ use crate::journal::Journal;
 use crate::journal::local::Local;
 use crate::limits::{Budget, Waker};
 use crate::metrics::TopicMeters;
-use crate::partition::Wiring;
+use crate::partition::{Starts, Wiring};
 use crate::pulse::{Progress, Pulse, Unserved};
 use crate::store::lookups::Lookups;
 use crate::sweep::Sweeper;
@@ -351,6 +351,7 @@ impl Common {
             durability: settings.durability,
             extractor: Extractor::new(name, handled.readers, settings.limits.token_bytes.0 as usize),
             factory: handled.factory,
+            starts: Starts::new(policy, clock::now()),
             lookups: self.lookups.clone(),
             journal: Arc::clone(&self.journal),
             letters: Arc::clone(&self.letters),

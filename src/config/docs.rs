@@ -11,7 +11,11 @@ use crate::class::Class;
 
 const PAGE: &str = include_str!("../../docs/configuration.md");
 const FILE: &str = include_str!("../../tests/fixtures/hapax.full.toml");
-const SOURCES: [&str; 2] = [include_str!("settings.rs"), include_str!("topic.rs")];
+const SOURCES: [&str; 3] = [
+    include_str!("settings.rs"),
+    include_str!("topic.rs"),
+    include_str!("breaker.rs"),
+];
 
 /// Every key that is read, with `NAME` for the topic.
 fn known() -> BTreeSet<String> {
@@ -58,6 +62,8 @@ fn comments() -> BTreeMap<String, String> {
             Some("Retry") => prefix = "retry.",
             Some("InPlace") => prefix = "retry.in_place.",
             Some("Overall") => prefix = "retry.overall.",
+            Some("RetryBudget") => prefix = "retry.budget.",
+            Some("Breaker") => prefix = "breaker.",
             Some(other) => panic!("fields of {other} belong to no key"),
             None => {}
         }
@@ -138,10 +144,7 @@ fn every_metric_that_the_docs_name_exists() {
             .iter()
             .any(|metric| metric.name == name)
     };
-    let named: Vec<_> = [PAGE, SOURCES[0], SOURCES[1]]
-        .into_iter()
-        .flat_map(metrics_of)
-        .collect();
+    let named: Vec<_> = [PAGE].into_iter().chain(SOURCES).flat_map(metrics_of).collect();
     assert!(named.len() > 20, "{named:?}");
     assert_eq!(
         named.into_iter().filter(|name| !exists(name)).collect::<Vec<_>>(),
@@ -152,18 +155,18 @@ fn every_metric_that_the_docs_name_exists() {
 #[test]
 fn the_page_states_the_defaults_of_the_code() {
     let stated = assert_stated(page());
-    assert_eq!(stated, 42, "of the keys of the page");
+    assert_eq!(stated, 47, "of the keys of the page");
 }
 
 #[test]
 fn the_doc_comments_state_the_defaults_of_the_code() {
     let comments = comments();
     let stated = assert_stated(comments.iter().map(|(key, said)| (key.as_str(), said.as_str())));
-    assert_eq!(stated, 42, "of the commented fields");
-    // Those of a topic's own retry are the fields of the common one.
+    assert_eq!(stated, 47, "of the commented fields");
+    // Those of a topic's own retry and breaker are the fields of the common ones.
     let fields = known()
         .into_iter()
-        .filter(|key| !key.starts_with("topics.NAME.retry."));
+        .filter(|key| !key.starts_with("topics.NAME.retry.") && !key.starts_with("topics.NAME.breaker."));
     assert_eq!(comments.into_keys().collect::<BTreeSet<_>>(), fields.collect());
 }
 
@@ -218,6 +221,11 @@ fn every_key_reaches_its_setting() {
         ("retry.overall.total", "\"7h\""),
         ("retry.overall.first", "\"7s\""),
         ("retry.overall.max", "\"7h\""),
+        ("retry.budget.share", "0.7"),
+        ("retry.budget.per_second", "7"),
+        ("breaker.failure_share", "0.7"),
+        ("breaker.over", "7"),
+        ("breaker.open_for", "\"7s\""),
         ("dead_letter.topic", "\"other\""),
         ("dead_letter.create", "true"),
         ("admin.listen", "\"off\""),
@@ -247,6 +255,11 @@ fn every_key_reaches_its_setting() {
         ("topics.NAME.retry.overall.max", "\"7h\""),
         ("topics.NAME.after_hold", "\"release\""),
         ("topics.NAME.after_doubt", "\"block-key\""),
+        ("topics.NAME.retry.budget.share", "0.7"),
+        ("topics.NAME.retry.budget.per_second", "7"),
+        ("topics.NAME.breaker.failure_share", "0.7"),
+        ("topics.NAME.breaker.over", "7"),
+        ("topics.NAME.breaker.open_for", "\"7s\""),
     ];
     let class = Class::NonIdempotent;
     let defaults = settle_as(class, "").unwrap();

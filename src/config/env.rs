@@ -212,7 +212,8 @@ mod tests {
             ),
             ("HAPAX_TOPICS__orders", "topics.orders", "write { key = value }"),
             ("HAPAX_KAFKA", "kafka", "write [kafka]"),
-            ("HAPAX_BREAKER", "breaker", "remove it"),
+            ("HAPAX_BREAKER", "breaker", "write [breaker]"),
+            ("HAPAX_RETRY__OVERALL", "retry.overall", "write [retry.overall]"),
             (
                 "HAPAX_LIMITS__IN_FLIGHT__MORE",
                 "limits.in_flight",

@@ -8,14 +8,16 @@ use toml::de::DeTable;
 
 use super::error::{Error, Place, Problem};
 use super::layer::{
-    AdminLayer, BoundsLayer, DeadLetterLayer, Layer, LimitsLayer, Listen, MismatchLayer, RetryLayer,
-    TopicLayer,
+    AdminLayer, BoundsLayer, BreakerLayer, BudgetLayer, DeadLetterLayer, Layer, LimitsLayer, Listen,
+    MismatchLayer, RetryLayer, TopicLayer,
 };
 use super::read::{Findings, Section};
 use super::settings::Properties;
 use super::topic::{Concurrency, TokenSource};
 use super::tree::{Table, Value, convert_table, lines};
-use super::values::{Refusal, address, boolean, bytes, duration, list, number, path, single, text, word};
+use super::values::{
+    Refusal, address, boolean, bytes, duration, list, number, path, share, single, text, word,
+};
 
 /// What the file at `path` says.
 ///
@@ -62,7 +64,7 @@ pub(super) fn layer(table: Table) -> Result<Layer, Vec<Problem>> {
 }
 
 pub(super) fn top(keys: &mut Section<'_>) -> Layer {
-    let layer = Layer {
+    Layer {
         group: keys.take("group", text),
         brokers: keys.take("brokers", text),
         state_dir: keys.take("state_dir", path),
@@ -85,6 +87,7 @@ pub(super) fn top(keys: &mut Section<'_>) -> Layer {
             outcome_bytes: keys.take("outcome_bytes", bytes),
         }),
         retry: keys.section("retry", retry),
+        breaker: keys.section("breaker", breaker),
         dead_letter: keys.section("dead_letter", |keys| DeadLetterLayer {
             topic: keys.take("topic", text),
             create: keys.take("create", boolean),
@@ -95,9 +98,7 @@ pub(super) fn top(keys: &mut Section<'_>) -> Layer {
         kafka: Properties(keys.properties("kafka")),
         topics: keys.each("topics", topic),
         places: BTreeMap::new(),
-    };
-    keys.later("breaker", "no circuit breaker");
-    layer
+    }
 }
 
 /// The keys of one topic.
@@ -126,6 +127,7 @@ pub(super) fn topic(keys: &mut Section<'_>) -> TopicLayer {
         retry: keys.section("retry", retry),
         after_hold: keys.take("after_hold", word),
         after_doubt: keys.take("after_doubt", word),
+        breaker: keys.section("breaker", breaker),
     };
     keys.later("renewal", "windows that no duplicate renews");
     layer
@@ -135,6 +137,10 @@ fn retry(keys: &mut Section<'_>) -> RetryLayer {
     RetryLayer {
         in_place: keys.section("in_place", bounds),
         overall: keys.section("overall", bounds),
+        budget: keys.section("budget", |keys| BudgetLayer {
+            share: keys.take("share", share),
+            per_second: keys.take("per_second", number),
+        }),
     }
 }
 
@@ -144,6 +150,14 @@ fn bounds(keys: &mut Section<'_>) -> BoundsLayer {
         total: keys.take("total", duration),
         first: keys.take("first", duration),
         max: keys.take("max", duration),
+    }
+}
+
+fn breaker(keys: &mut Section<'_>) -> BreakerLayer {
+    BreakerLayer {
+        failure_share: keys.take("failure_share", share),
+        over: keys.take("over", number),
+        open_for: keys.take("open_for", duration),
     }
 }
 
@@ -308,10 +322,7 @@ mod tests {
 
     #[test]
     fn keys_and_values_of_a_later_version_are_refused_with_those_words() {
-        let keys = [
-            ("breaker.over = 100", "breaker"),
-            ("topics.t.renewal = \"never\"", "topics.t.renewal"),
-        ];
+        let keys = [("topics.t.renewal = \"never\"", "topics.t.renewal")];
         for (text, key) in keys {
             let error = parse(text, Path::new("f")).unwrap_err();
             let [problem] = error.problems() else {
@@ -336,6 +347,10 @@ mod tests {
             ("memory = -1", "\"64MiB\""),
             ("memory = 1.5", "\"64MiB\""),
             ("limits = 5", "write [limits]"),
+            ("breaker.failure_share = 50", "from 0 to 1"),
+            ("breaker.failure_share = \"half\"", "from 0 to 1"),
+            ("breaker.over = 0.5", "write one such as 16"),
+            ("topics.t.retry.budget.share = -0.1", "from 0 to 1"),
             ("limits.in_flight = \"many\"", "write one such as 16"),
             ("limits.in_flight = 99999999999999999999", "write one such as 16"),
             ("retry.in_place.attempts = 4294967296", "write one such as 16"),

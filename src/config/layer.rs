@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::breaker::Share;
 use super::error::Place;
 use super::settings::{Cold, Deleted, Durability, Properties, Standby, Start};
 use super::topic::{
@@ -111,6 +112,8 @@ layers! {
         topics: BTreeMap<String, TopicLayer>;
         /// What this layer says of the retries of every topic that says nothing itself.
         retry: RetryLayer,
+        /// What this layer says of the breaker of every topic that says nothing itself.
+        breaker: BreakerLayer,
         /// Where each key was stated, so that a problem found after merging still names its line.
         places: BTreeMap<String, Place>,
     }
@@ -127,7 +130,9 @@ layers! {
     /// What one layer says of retries, for one topic or for all.
     RetryLayer of "Retry" {
         in_place: BoundsLayer,
-        overall: BoundsLayer,
+        overall: BoundsLayer;
+        /// What this layer says of the budget.
+        budget: BudgetLayer,
     }
     /// What one layer says of the retries in place, or of all.
     BoundsLayer of "InPlace" {
@@ -135,6 +140,17 @@ layers! {
         total: Option<Duration>,
         first: Option<Duration>,
         max: Option<Duration>,
+    }
+    /// What one layer says of the budget of retries, for one topic or for all.
+    BudgetLayer of "RetryBudget" {
+        share: Option<Share>,
+        per_second: Option<u32>,
+    }
+    /// What one layer says of breakers, for one topic or for all.
+    BreakerLayer of "Breaker" {
+        failure_share: Option<Share>,
+        over: Option<u32>,
+        open_for: Option<Duration>,
     }
     /// What one layer says of dead letters.
     DeadLetterLayer of "DeadLetter" {
@@ -167,6 +183,7 @@ layers! {
         retry: RetryLayer,
         after_hold: Option<AfterHold>,
         after_doubt: Option<AfterHold>,
+        breaker: BreakerLayer,
     }
     /// What one layer says of payload mismatches.
     MismatchLayer of "Mismatch" {

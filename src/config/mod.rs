@@ -8,6 +8,7 @@
 //! Reading the file is the only I/O. Whether a broker, a topic or a directory exists is for the runtime to find out,
 //! and so is a topic that the file names and no handler serves.
 
+mod breaker;
 mod check;
 mod env;
 mod error;
@@ -22,6 +23,7 @@ mod tree;
 mod units;
 mod values;
 
+pub use breaker::{Breaker, RetryBudget, Share};
 pub use check::{check, warnings};
 pub use env::env;
 pub use error::{Error, Place, Problem};
@@ -29,8 +31,8 @@ pub use error::{Error, Place, Problem};
 pub(crate) use kafka::is_by_broker;
 pub use keys::{file, parse};
 pub use layer::{
-    AdminLayer, BoundsLayer, DeadLetterLayer, Layer, LimitsLayer, Listen, MismatchLayer, RetryLayer,
-    TopicLayer,
+    AdminLayer, BoundsLayer, BreakerLayer, BudgetLayer, DeadLetterLayer, Layer, LimitsLayer, Listen,
+    MismatchLayer, RetryLayer, TopicLayer,
 };
 pub use resolve::resolve;
 pub use settings::{

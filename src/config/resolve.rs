@@ -15,7 +15,7 @@ use crate::class::Class;
 
 /// The settings that follow from three layers: environment over file over code over default.
 ///
-/// A topic's own `retry` is stronger than the common one, whichever layer either of them is in.
+/// A topic's own `retry` and `breaker` are stronger than the common ones, whichever layer any of them is in.
 ///
 /// # Errors
 /// [`Error::Refused`] with every problem there is: what is required and stated nowhere, a class that two layers
@@ -141,17 +141,12 @@ fn fill_in(layer: &Layer, problems: &mut Vec<Problem>) -> Settings {
     for (name, topic) in &layer.topics {
         settings
             .topics
-            .insert(name.clone(), fill_in_topic(name, topic, &layer.retry, problems));
+            .insert(name.clone(), fill_in_topic(name, topic, layer, problems));
     }
     settings
 }
 
-fn fill_in_topic(
-    name: &str,
-    layer: &TopicLayer,
-    retry: &RetryLayer,
-    problems: &mut Vec<Problem>,
-) -> TopicPolicy {
+fn fill_in_topic(name: &str, layer: &TopicLayer, common: &Layer, problems: &mut Vec<Problem>) -> TopicPolicy {
     let topic = format!("topics.{}", segment(name));
     let mut required = |key: &str, example: &str| {
         let fix = format!("add {key} = {example}  # under [{topic}]");
@@ -206,7 +201,16 @@ fn fill_in_topic(
     put(&mut policy.mode, &layer.mode);
     put(&mut policy.store_outcome, &layer.store_outcome);
     put(&mut policy.offload, &layer.offload);
-    policy.retry = fill_in_retry(&layer.retry, retry);
+    policy.retry = fill_in_retry(&layer.retry, &common.retry);
+    for budget in [&common.retry.budget, &layer.retry.budget] {
+        put(&mut policy.budget.share, &budget.share);
+        put(&mut policy.budget.per_second, &budget.per_second);
+    }
+    for breaker in [&common.breaker, &layer.breaker] {
+        put(&mut policy.breaker.failure_share, &breaker.failure_share);
+        put(&mut policy.breaker.over, &breaker.over);
+        put(&mut policy.breaker.open_for, &breaker.open_for);
+    }
     put(&mut policy.after_hold, &layer.after_hold);
     put(&mut policy.after_doubt, &layer.after_doubt);
     policy
@@ -366,6 +370,21 @@ mod tests {
         let rest = Retry::default().in_place;
         assert_eq!((retry.attempts, retry.total), (2, Duration::from_secs(20)));
         assert_eq!((retry.first, retry.max), (rest.first, rest.max));
+    }
+
+    #[test]
+    fn a_topic_overrides_the_common_breaker_and_budget_key_by_key() {
+        let lines = "breaker = { over = 50, open_for = \"5s\" }\nretry.budget = { share = 0.1, per_second = 3 }\n\
+                     topics.orders.breaker.open_for = \"1s\"\ntopics.orders.retry.budget.share = 0.4";
+        let settings = settle(lines).unwrap();
+        let policy = &settings.topics["orders"];
+        let breaker = (policy.breaker.over, policy.breaker.open_for);
+        assert_eq!(breaker, (50, Duration::from_secs(1)));
+        assert_eq!(policy.breaker.failure_share, config::Share::percent(50));
+        assert_eq!(
+            (policy.budget.share, policy.budget.per_second),
+            (config::Share::percent(40), 3)
+        );
     }
 
     /// A transaction takes longer than a sync: more wait for it.

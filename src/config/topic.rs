@@ -4,6 +4,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use super::breaker::{Breaker, RetryBudget};
 use super::units::{ByteCount, words};
 use crate::class::Class;
 
@@ -109,6 +110,10 @@ pub struct TopicPolicy {
     /// Default: `release`: it waits for a person, and they run before it. With `block-key` they are held behind it.
     /// Metric: `hapax_held_messages`.
     pub after_doubt: AfterHold,
+    /// How many retries in place there may be.
+    pub budget: RetryBudget,
+    /// When attempts stop, because too many fail.
+    pub breaker: Breaker,
 }
 
 impl TopicPolicy {
@@ -145,6 +150,8 @@ impl TopicPolicy {
             retry: Retry::default(),
             after_hold: AfterHold::BlockKey,
             after_doubt: AfterHold::Release,
+            budget: RetryBudget::default(),
+            breaker: Breaker::default(),
         }
     }
 }

@@ -29,7 +29,7 @@ pub(super) enum Value {
     /// As it is written; TOML's integers have 64 bits, and a longer one is refused by who reads it.
     Integer(String),
     Boolean(bool),
-    /// A float or a date: no key of hapax takes one.
+    /// A float, as it is written, or a date, which no key of hapax takes.
     Other(String),
     List(Vec<Node>),
     Table(Table),

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::breaker::Share;
 use super::error::{Place, Problem};
 use super::read::nearest;
 use super::tree::Value;
@@ -97,6 +98,21 @@ pub(super) fn bytes(value: Value, _: &Place) -> Result<ByteCount, Refusal> {
     };
     let refused = |why| Refusal::new(&value, format!("it is not a number of bytes ({why})"), EXAMPLE);
     ByteCount::parse(text).map_err(refused)
+}
+
+/// A share, unquoted: 0.5.
+pub(super) fn share(value: Value, _: &Place) -> Result<Share, Refusal> {
+    let share = match &value {
+        Value::Other(text) | Value::Integer(text) | Value::Untyped(text) => Share::parse(text),
+        _ => None,
+    };
+    share.ok_or_else(|| {
+        Refusal::new(
+            &value,
+            "it is not a share",
+            "write a number from 0 to 1, such as 0.5",
+        )
+    })
 }
 
 pub(super) fn address(value: &Value) -> Result<SocketAddr, Refusal> {

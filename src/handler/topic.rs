@@ -18,7 +18,8 @@ use super::reply::Probe;
 use super::token::{Readers, Token};
 use crate::class::Class;
 use crate::config::{
-    AfterFailure, AfterHold, ByteCount, Concurrency, Expired, MissingToken, Mode, OnMismatch, TopicLayer,
+    AfterFailure, AfterHold, ByteCount, Concurrency, Expired, MissingToken, Mode, OnMismatch, Share,
+    TopicLayer,
 };
 
 /// How long, in log time, the outcome of a token is remembered.
@@ -304,6 +305,25 @@ impl<D: Decode, S> Topic<D, S> {
         self
     }
 
+    /// How many of all attempts may be retries, and how many a second beside those. One that has to wait for its turn waits;
+    /// nothing is given up for it. `Share::ALL`: no budget. Default: 0.2 and 10 a second, for all topics.
+    pub fn retry_budget(mut self, share: Share, per_second: u32) -> Self {
+        self.layer.retry.budget.share = Some(share);
+        self.layer.retry.budget.per_second = Some(per_second);
+        self
+    }
+
+    /// At which share of failures, among how many of the latest attempts, attempts stop, and for how long; then single ones
+    /// are made until three in a row have succeeded. Over 0: never. Default: one half of 100, for 10 s, for all topics.
+    ///
+    /// [`config::Breaker`](crate::config::Breaker) says what counts as a failure, and what becomes of messages meanwhile.
+    pub fn breaker(mut self, failure_share: Share, over: u32, open_for: Duration) -> Self {
+        self.layer.breaker.failure_share = Some(failure_share);
+        self.layer.breaker.over = Some(over);
+        self.layer.breaker.open_for = Some(open_for);
+        self
+    }
+
     /// The fields, by JSON pointer, that must be equal under one token, and what becomes of a message where they are
     /// not. Default: the whole payload is compared, and a difference only counted.
     pub fn mismatch<F: Into<String>>(
@@ -419,6 +439,8 @@ mod tests {
             .rerun_within(seconds(8))
             .retry(9, seconds(10))
             .backoff(seconds(11), seconds(12))
+            .retry_budget(Share::percent(13), 14)
+            .breaker(Share::percent(15), 16, seconds(17))
             .mismatch(["/cents"], OnMismatch::Suppress)
             .after_failure(AfterFailure::Run)
             .expired(Expired::Run)
@@ -450,6 +472,18 @@ mod tests {
         assert_eq!(
             (layer.retry.in_place.first, layer.retry.in_place.max),
             (Some(seconds(11)), Some(seconds(12)))
+        );
+        assert_eq!(
+            (layer.retry.budget.share, layer.retry.budget.per_second),
+            (Some(Share::percent(13)), Some(14))
+        );
+        assert_eq!(
+            (
+                layer.breaker.failure_share,
+                layer.breaker.over,
+                layer.breaker.open_for
+            ),
+            (Some(Share::percent(15)), Some(16), Some(seconds(17)))
         );
         assert_eq!(layer.mismatch.fields, Some(vec!["/cents".to_owned()]));
         assert_eq!(layer.mismatch.then, Some(OnMismatch::Suppress));

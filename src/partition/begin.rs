@@ -14,7 +14,7 @@ use crate::outcome::{HeldFor, Open, Reason, Stage};
 
 impl Partition {
     /// Handlers that may run at once.
-    fn slots(&self) -> usize {
+    pub(super) fn slots(&self) -> usize {
         // From the second unclean start on suspects run alone, so that an innocent does not share the count of the
         // one that kills the process.
         if self.wiring.unclean_starts >= 2
@@ -40,7 +40,11 @@ impl Partition {
         } else {
             0
         };
-        while self.draining.is_none() && self.slots_used < slots + ahead {
+        while self.draining.is_none()
+            && self.slots_used < slots + ahead
+            && !self.ready.is_empty()
+            && self.may_prepare()
+        {
             let Some(id) = self.ready.pop_front() else { break };
             let Some(work) = self.works.get_mut(id) else {
                 continue;
@@ -66,8 +70,9 @@ impl Partition {
             }
             work.has_slot = true;
             self.slots_used += 1;
-            if work.in_doubt {
-                work.in_doubt = false;
+            let in_doubt = std::mem::take(&mut work.in_doubt);
+            self.goes(id);
+            if in_doubt {
                 self.after_crash(id)?;
             } else {
                 self.prepare(id)?;
@@ -230,6 +235,11 @@ impl Partition {
 
     /// Calls the handler.
     fn start(&mut self, id: WorkId) -> Result<(), Stop> {
+        if !self.is_let_through(id) {
+            self.set_phase(id, Phase::Begun);
+            self.begun.push_back(id);
+            return Ok(());
+        }
         let Some(work) = self.works.get_mut(id) else {
             return Ok(());
         };
@@ -245,6 +255,7 @@ impl Partition {
         work.running_since = Some(self.now);
         self.running += 1;
         self.wiring.meters.attempts.increment(1);
+        self.count_start();
         let (Some(subject), Some(call)) = (self.subject(id), self.call(id)) else {
             return Ok(());
         };
@@ -254,11 +265,20 @@ impl Partition {
         }
     }
 
-    /// A handler ended: another one that was begun ahead may start.
+    /// A handler ended, or the breaker did something: another message that was begun ahead may start.
     pub(super) fn start_begun(&mut self) -> Result<(), Stop> {
-        while self.draining.is_none() && self.running < self.slots() {
-            let Some(id) = self.begun.pop_front() else { break };
-            self.start(id)?;
+        while self.draining.is_none() && !self.begun.is_empty() && self.running < self.slots() {
+            let Some(&id) = self.begun.front() else { break };
+            if !self.may_start_begun(id) {
+                break;
+            }
+            self.begun.pop_front();
+            if self.is_forgotten(id) {
+                self.attempts.discard(id);
+                self.hold(id, HeldFor::InDoubt, None);
+            } else {
+                self.start(id)?;
+            }
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ use crate::outcome::{End, HeldFor, Reason, Stored};
 impl Partition {
     pub(super) fn attempt_ended(&mut self, id: WorkId, ended: Ended) -> Result<(), Stop> {
         self.running -= 1;
+        self.count_end(id, &ended);
         crate::crash::point("after-handler");
         match ended {
             Ended::Ok(reply) => self.succeed(id, reply),
@@ -106,11 +107,10 @@ impl Partition {
 
     /// The wait is over. A drain starts nothing more: the message goes to the next owner.
     pub(super) fn try_again(&mut self, id: WorkId) -> Result<(), Stop> {
-        if self.draining.is_some() {
-            Ok(())
-        } else {
-            self.prepare(id)
+        if self.draining.is_none() {
+            self.postpone(id);
         }
+        Ok(())
     }
 
     /// The decoder's registry is away: nothing was begun, so every class may try again.

@@ -8,6 +8,7 @@
 //! | admit | `admit.rs` | the ledger answers repeats, the index makes tokens single-flight |
 //! | judge | `judge.rs` | one look-up for the batch, then the row of the decision table |
 //! | begin | `begin.rs` | a slot, decoding, and for a guarded class a durable `Begun` |
+//! | (starts) | `starts.rs` | whether an attempt may start: the breaker, the budget of retries |
 //! | attempt | `crate::attempt` | the handler |
 //! | (ended) | `ended.rs` | what an attempt's end means for its class: done, again, in doubt, given up |
 //! | (held) | `hold.rs` | what is kept on disk for an attempt later, and what of its key is kept behind it |
@@ -24,6 +25,7 @@ mod judge;
 mod leave;
 mod record;
 mod restore;
+mod starts;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
 mod wiring;
@@ -57,6 +59,7 @@ use crate::store::{Changes, Known, PartitionId};
 use crate::token::TokenKey;
 use crate::window::{PartitionTime, Window};
 use hold::{Blocked, Loads};
+pub(crate) use starts::Starts;
 pub(crate) use wiring::{Assignment, Control, Wiring};
 use work::{Index, OpenId, Resting, Work, WorkId};
 
@@ -130,6 +133,7 @@ pub(crate) struct Partition {
     timers: BTreeSet<(Instant, WorkId)>,
     /// Work whose wait is over.
     due: Vec<WorkId>,
+    own: starts::Own,
 
     // Hold.
     /// Held messages by when they are due, by the wall clock, in milliseconds since the epoch.
@@ -263,6 +267,7 @@ impl Partition {
             blocked: HashMap::new(),
             freed: VecDeque::new(),
             loads: None,
+            own: starts::Own::new(&wiring.starts),
             changes: Changes::new(id),
             letters: Vec::new(),
             changed: Vec::new(),
@@ -355,6 +360,7 @@ impl Partition {
 
     /// Everything that needs no waiting, until nothing is left to do.
     fn advance(&mut self) -> Result<(), Stop> {
+        self.look_at_breaker();
         self.acknowledged()?;
         self.fire_timers();
         for id in std::mem::take(&mut self.due) {
@@ -363,7 +369,10 @@ impl Partition {
         self.drain_attempt_events()?;
         self.load_due();
         self.ask();
+        self.start_begun()?;
+        self.start_retries()?;
         self.fill_slots()?;
+        self.share_counts();
         self.give_up_moved();
         self.publish();
         self.submit();
@@ -374,10 +383,12 @@ impl Partition {
     async fn next_wake(&mut self) -> Wake {
         let takes = self.takes();
         let due = self.next_due();
+        let waits = self.waits_for_breaker();
         let attempts = &mut self.attempts;
         let asked = &mut self.asked;
         let leaving = &mut self.leaving;
         let loads = &mut self.loads;
+        let breaker = &mut self.own.changes;
         tokio::select! {
             biased;
             changed = self.control.changed() => Wake::Control(changed.is_ok()),
@@ -387,6 +398,7 @@ impl Partition {
             held = async { match loads { Some(loads) => (&mut loads.answer).await, None => std::future::pending().await } } => Wake::Held(held),
             (id, event) = std::future::poll_fn(|cx| attempts.poll_event(cx)) => Wake::Attempt(id, event),
             Some((id, result)) = self.sending.next(), if !self.sending.is_empty() => Wake::Sent(id, result),
+            _ = breaker.changed(), if waits => Wake::Timer,
             batch = self.batches.recv(), if takes => Wake::Batch(batch),
             () = clock::sleep_until(due) => Wake::Timer,
         }
@@ -408,6 +420,7 @@ impl Partition {
         self.draining.is_none()
             && self.stopped.is_none()
             && self.letters_failing == 0
+            && self.may_take()
             && self.asked.len() < ASKED_MAX
             && !self.wiring.budget.is_held_full()
             && !self.wiring.window_full.load(Ordering::Relaxed)
@@ -422,6 +435,7 @@ impl Partition {
         if let Some(wait) = self.next_load() {
             due = due.min(self.now + wait);
         }
+        due = self.starts_due().map_or(due, |starts| due.min(starts));
         match self.draining {
             Some(Draining { deadline, .. }) if deadline > self.now => due.min(deadline),
             Some(Draining { deadline, .. }) if deadline + MOVING_MAX > self.now => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
+use super::Starts;
 use crate::accounts::Accounts;
 use crate::attempt::Factory;
 use crate::broker::Letters;
@@ -41,6 +42,8 @@ pub(crate) struct Wiring {
     pub(crate) commits: Commits,
     pub(crate) budget: Budget,
     pub(crate) meters: TopicMeters,
+    /// Its breaker and the budget of its retries.
+    pub(crate) starts: Arc<Starts>,
     pub(crate) seed: u64,
     /// Starts in a row of this store that ended without a clean shutdown.
     pub(crate) unclean_starts: u32,

@@ -63,7 +63,7 @@ pub(super) enum Phase {
     Preparing,
     /// Its begin is on the way to the disk.
     Beginning,
-    /// Begun ahead: durable, and waiting for a slot.
+    /// Begun ahead, or prepared when the breaker opened: durable, and waiting for a slot or for the breaker.
     Begun,
     /// The handler runs.
     Running,

@@ -25,7 +25,7 @@ use crate::limits::{Budget, Waker};
 use crate::message::{BatchBuilder, Kept, NextOffset, Offset};
 use crate::metrics::TopicMeters;
 use crate::outcome::{Open, Stage};
-use crate::partition::Wiring;
+use crate::partition::{Starts, Wiring};
 use crate::pulse::Pulse;
 use crate::store::lookups::Lookups;
 use crate::store::memory::MemoryStore;
@@ -219,6 +219,7 @@ impl Rig {
             commits: commits.clone(),
             budget: budget.clone(),
             meters: TopicMeters::new(&self.topic),
+            starts: Starts::new(&self.policy, crate::clock::now()),
             seed: 7,
             unclean_starts: store.past().unclean,
             pulse: self.pulse.clone(),

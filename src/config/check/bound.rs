@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::config::breaker::Share;
 use crate::config::error::Problem;
 use crate::config::units::{ByteCount, show_duration};
 
@@ -73,6 +74,12 @@ impl Shown for ByteCount {
 }
 
 impl Shown for usize {
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Shown for Share {
     fn show(&self) -> String {
         self.to_string()
     }

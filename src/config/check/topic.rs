@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::bound::{Found, Shown};
 use super::{CENTURY, DAY, HOUR, SECOND};
 use crate::class::Class;
+use crate::config::breaker::{Breaker, RetryBudget, Share};
 use crate::config::read::segment;
 use crate::config::settings::Settings;
 use crate::config::topic::{InPlace, Mode, OnMismatch, Overall, TokenSource, TopicPolicy};
@@ -73,6 +74,8 @@ pub(super) fn check(settings: &Settings, name: &str, policy: &TopicPolicy, found
     );
     in_place(&key("retry.in_place"), &policy.retry.in_place, found);
     overall(&key("retry.overall"), &policy.retry.overall, found);
+    budget(&key("retry.budget"), &policy.budget, found);
+    breaker(&key("breaker"), &policy.breaker, found);
 }
 
 pub(super) fn warn(settings: &Settings, name: &str, policy: &TopicPolicy, found: &mut Found) {
@@ -246,6 +249,31 @@ fn waits(key: &str, first: Duration, max: Duration, found: &mut Found) {
         );
 }
 
+fn budget(key: &str, budget: &RetryBudget, found: &mut Found) {
+    found
+        .key(format!("{key}.per_second"), budget.per_second)
+        .least(1, "a quiet topic would never retry")
+        .most(100_000, "that is no budget, which share = 1.0 says");
+}
+
+fn breaker(key: &str, breaker: &Breaker, found: &mut Found) {
+    let key = |name: &str| format!("{key}.{name}");
+    found
+        .key(key("failure_share"), breaker.failure_share)
+        .least(Share::percent(1), "one failure would stop the topic");
+    found.key(key("over"), breaker.over).most(
+        10_000,
+        "a downstream that is away would be asked thousands of times first",
+    );
+    found
+        .key(key("open_for"), breaker.open_for)
+        .least(
+            Duration::from_millis(1),
+            "it would never be open; without a breaker is over = 0",
+        )
+        .most(HOUR, "a downstream that is back would not be noticed");
+}
+
 /// Kafka's own rule for the names of topics.
 pub(super) fn legal(name: &str) -> Result<(), &'static str> {
     match name {
@@ -331,6 +359,24 @@ mod tests {
                 "retry.in_place.total",
                 "keeps its slot",
             ),
+            (
+                "retry.budget.per_second = 0",
+                "retry.budget.per_second",
+                "never retry",
+            ),
+            (
+                "retry.budget.per_second = 100001",
+                "retry.budget.per_second",
+                "no budget",
+            ),
+            (
+                "breaker.failure_share = 0",
+                "breaker.failure_share",
+                "one failure",
+            ),
+            ("breaker.over = 10001", "breaker.over", "thousands of times"),
+            ("breaker.open_for = \"0s\"", "breaker.open_for", "never be open"),
+            ("breaker.open_for = \"2h\"", "breaker.open_for", "not be noticed"),
         ];
         for (line, key, why) in table {
             let error = settle(&format!("topics.orders.{line}")).expect_err(line);

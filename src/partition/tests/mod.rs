@@ -9,6 +9,7 @@
 )]
 
 mod arrivals;
+mod breaker;
 mod crashes;
 mod drains;
 mod held;
@@ -34,7 +35,7 @@ use bytes::Bytes;
 use crate::accounts::Account;
 use crate::attempt::{Terms, Typed};
 use crate::class::Class;
-use crate::config::{Concurrency, Mismatch, TopicPolicy};
+use crate::config::{Concurrency, Mismatch, Share, TopicPolicy};
 use crate::handler::{Call, Callee, DecodeError, HandlerError, Probe, Reply};
 use crate::message::{Batch, Kept, NextOffset};
 use crate::outcome::{Stage, Verdict};
@@ -135,6 +136,9 @@ fn rig_with(class: Class, script: &Script, change: impl FnOnce(&mut TopicPolicy)
     policy.retry.in_place.attempts = 3;
     // What is not about holding ends in place.
     policy.retry.overall.attempts = 3;
+    // What is not about them goes without.
+    policy.breaker.over = 0;
+    policy.budget.share = Share::ALL;
     change(&mut policy);
     let terms = Terms {
         deadline: policy.deadline,

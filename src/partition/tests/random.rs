@@ -300,6 +300,10 @@ async fn campaign(seed: u64, world: Shared) {
     let overall = random.u32(1..8);
     let after = |random: &mut fastrand::Rng| [AfterHold::BlockKey, AfterHold::Release][random.usize(0..2)];
     let (after_hold, after_doubt) = (after(&mut random), after(&mut random));
+    // Small ones that open often, and half of the time none.
+    let over = [0, 2, 4, 8][random.usize(0..4)];
+    let open_for = Duration::from_millis(random.u64(1..300));
+    let retries = [0, 20, 100, 100][random.usize(0..4)];
     let mut rig = rig_with(class, &script, |policy| {
         policy.retry.in_place.attempts = in_place;
         policy.retry.overall.attempts = overall;
@@ -307,6 +311,10 @@ async fn campaign(seed: u64, world: Shared) {
         policy.retry.overall.max = Duration::from_millis(400);
         policy.after_hold = after_hold;
         policy.after_doubt = after_doubt;
+        policy.breaker.over = over;
+        policy.breaker.open_for = open_for;
+        policy.budget.share = Share::percent(retries);
+        policy.budget.per_second = 1;
         policy.concurrency = concurrency;
         policy.begun_ahead = begun_ahead;
         policy.window = Duration::from_secs(1_000_000);
@@ -321,7 +329,7 @@ async fn campaign(seed: u64, world: Shared) {
     rig.limits.in_flight = random.usize(4..64);
     rig.sync = Duration::from_millis([0, 1, 7, 60][random.usize(0..4)]);
     world.lock().unwrap().say(format!(
-        "{class} {concurrency} begun_ahead {begun_ahead}, after a failure {after_failure:?}, {in_place} attempts in place of {overall}, after a hold {after_hold:?}, after a doubt {after_doubt:?}, a sync takes {:?}, {:?}",
+        "{class} {concurrency} begun_ahead {begun_ahead}, after a failure {after_failure:?}, {in_place} attempts in place of {overall}, after a hold {after_hold:?}, after a doubt {after_doubt:?}, a breaker over {over} for {open_for:?}, {retries} % retries, a sync takes {:?}, {:?}",
         rig.sync, rig.limits
     ));
     let mut campaign = Campaign {
