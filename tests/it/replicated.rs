@@ -3,6 +3,7 @@
 //! Each member has a state directory of its own; what one knows of the other went through the changelog.
 
 use std::path::Path;
+use std::time::Duration;
 
 use hapax::accounts::Account;
 use hapax::config::{AfterFailure, Durability};
@@ -35,6 +36,8 @@ impl Fleet {
                 Topic::bytes(&self.topic, self.class)
                     .state(effects.clone())
                     .after_failure(AfterFailure::Suppress)
+                    .retry(3, Duration::from_secs(20))
+                    .retry_overall(3, Duration::from_secs(20))
                     .window(Window::hours(1)),
                 member::handle,
             )
