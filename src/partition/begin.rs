@@ -236,8 +236,7 @@ impl Partition {
     /// Calls the handler.
     fn start(&mut self, id: WorkId) -> Result<(), Stop> {
         if !self.is_let_through(id) {
-            self.set_phase(id, Phase::Begun);
-            self.begun.push_back(id);
+            self.wait_begun(id);
             return Ok(());
         }
         let Some(work) = self.works.get_mut(id) else {

@@ -92,6 +92,8 @@ pub(super) struct Own {
     trial: Option<Trial>,
     /// Retries that may start when they are let, in the order in which they were due.
     postponed: VecDeque<Postponed>,
+    /// Messages that were begun when the breaker opened, and since when they wait.
+    begun: Vec<(WorkId, Instant)>,
     /// Attempts of this turn that started, and those that did not fail: shared at its end, all at once.
     started: u64,
     passed: u64,
@@ -105,6 +107,7 @@ impl Own {
             changes: starts.changed.subscribe(),
             trial: None,
             postponed: VecDeque::new(),
+            begun: Vec::new(),
             started: 0,
             passed: 0,
             was_refused: false,
@@ -206,16 +209,32 @@ impl Partition {
         is_let
     }
 
+    /// It is begun, and not let through: it waits as if begun ahead.
+    pub(super) fn wait_begun(&mut self, id: WorkId) {
+        self.set_phase(id, Phase::Begun);
+        self.begun.push_back(id);
+        self.own.begun.push((id, self.now));
+    }
+
     /// The first of those that were begun and wait: whether it may start.
     pub(super) fn may_start_begun(&mut self, id: WorkId) -> bool {
-        if self.is_let_through(id) {
-            return true;
-        }
-        let may = self.has_trial();
+        let may = self.is_let_through(id) || self.has_trial();
         if may {
             self.goes(id);
+            if let Some(at) = self.own.begun.iter().position(|(waits, _)| *waits == id) {
+                let (_, since) = self.own.begun.swap_remove(at);
+                self.forgive(id, since);
+            }
         }
         may
+    }
+
+    /// The time since then was not its own.
+    fn forgive(&mut self, id: WorkId, since: Instant) {
+        let waited = self.now.saturating_duration_since(since);
+        if let Some(work) = self.works.get_mut(id) {
+            work.started = work.started.map(|started| started + waited);
+        }
     }
 
     /// The wait of a retry is over: it starts in this turn, unless the breaker or the budget has it wait on.
@@ -245,10 +264,7 @@ impl Partition {
             }
             self.own.postponed.pop_front();
             self.goes(id);
-            let waited = self.now.saturating_duration_since(since);
-            if let Some(work) = self.works.get_mut(id) {
-                work.started = work.started.map(|started| started + waited);
-            }
+            self.forgive(id, since);
             if self.is_forgotten(id) {
                 self.hold(id, HeldFor::InDoubt, None);
             } else {

@@ -63,7 +63,8 @@ fn send(rig: &mut Rig, partition: i32, from: i64, count: i64) {
 fn assert_in_order(served: &[i64], count: i64) {
     let mut sorted = served.to_vec();
     sorted.sort_unstable();
-    assert_eq!(sorted, (0..count).collect::<Vec<_>>(), "each once");
+    let wrong = (0..count).find(|offset| sorted.iter().filter(|served| *served == offset).count() != 1);
+    assert_eq!((wrong, sorted.len() as i64), (None, count), "each once");
     for key in 0..8 {
         let of_key: Vec<_> = served.iter().filter(|offset| **offset % 8 == key).collect();
         assert!(of_key.is_sorted(), "key {key}: {of_key:?}");
@@ -554,5 +555,32 @@ fn a_retry_that_waits_for_the_budget_holds_up_nothing_else() {
             }
         }
         assert_in_order(&first_calls, 160);
+    });
+}
+
+/// Retries that were begun, and on their way to the disk, when the breaker opened: the time that they wait like that is not
+/// theirs either.
+#[test]
+fn a_retry_that_was_begun_when_it_opened_is_not_given_up_for_the_wait() {
+    paused(async {
+        let downstream = Downstream::default();
+        let mut rig = guarded_by_breaker(Class::NonIdempotent, &downstream.script(), |policy| {
+            policy.concurrency = Concurrency::unordered(19);
+            policy.retry.in_place.first = Duration::from_millis(1);
+            policy.retry.in_place.max = Duration::from_millis(1);
+        });
+        rig.sync = Duration::from_millis(50);
+        downstream.away(true);
+        send(&mut rig, 0, 0, 19);
+        rig.start().await.unwrap();
+        // Each has failed once, and all begin again together: the first of them opens it.
+        rig.run_for(Duration::from_secs(7)).await;
+        assert_eq!(downstream.asked_away() as u64, LEAST);
+        // Their trials fail for longer than retries have, and each has a retry left after that.
+        rig.run_for(Duration::from_secs(30)).await;
+        downstream.away(false);
+        assert!(rig.settle(Duration::from_secs(60)).await);
+        assert_eq!(rig.letterbox.reasons(), []);
+        assert_eq!(downstream.served().len(), 19);
     });
 }
