@@ -240,6 +240,7 @@ impl Replicated {
 
     /// Waits until everything that was submitted before is applied to the store, or refused. False where the journal has
     /// ended.
+    #[cfg(test)]
     pub(crate) fn settle(&self) -> bool {
         self.settling().recv().is_ok()
     }
