@@ -18,6 +18,7 @@ use crate::assignments::Facts;
 use crate::broker;
 use crate::clock::{self, Instant};
 use crate::error::Error;
+use crate::patience::{self, GIVE_UP};
 use crate::store::PartitionId;
 
 /// Names one wish to know of a partition. A later wish for the same partition has another.
@@ -69,22 +70,12 @@ impl Wanted {
     }
 }
 
-/// One question takes a quarter of the time that has been waited already: a broker that is slow is given longer, and one
-/// partition without an answer does not keep the thread from others for long.
-const PART: u32 = 4;
-const QUESTION_MIN: Duration = Duration::from_millis(300);
+/// One question takes no longer, however long it has been waited: one partition without an answer does not keep the thread
+/// from others for long.
 const QUESTION_MAX: Duration = Duration::from_secs(10);
-
-/// A question that failed is followed by another after a tenth of the time that has been waited already.
-const PAUSE_PART: u32 = 10;
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// How often it is said that something is waited for.
 const SAY_EVERY: Duration = Duration::from_secs(5);
-
-/// Brokers that are away for minutes come back; whoever waits for longer wants somebody to look.
-const GIVE_UP: Duration = Duration::from_secs(600);
 
 impl Arrivals {
     /// Starts the thread. `wake` is called when there is something to [take](Self::take).
@@ -236,7 +227,7 @@ impl<Q: Questions> Asking<Q> {
             .min()
             .unwrap_or_else(clock::now);
         let waited = clock::now().saturating_duration_since(since);
-        let at_most = (waited / PART).clamp(QUESTION_MIN, QUESTION_MAX);
+        let at_most = patience::question(waited, QUESTION_MAX);
         let error = match self.questions.ask(&ids, at_most) {
             Ok(facts) => {
                 if together.is_known_to_wait {
@@ -263,7 +254,10 @@ impl<Q: Questions> Asking<Q> {
         if let Some(Wish { id, ticket, .. }) = asked.first().copied()
             && (is_final(&error) || now.saturating_duration_since(since) > GIVE_UP)
         {
-            // One reason for all of them: the consumer stops with it.
+            // One reason for all of them: the consumer stops with it, unless that one has been given away meanwhile. Then
+            // the others are still to be known.
+            let others = asked.split_off(1);
+            self.pending.push_back(Together::new(others));
             return vec![Told {
                 id,
                 ticket,
@@ -288,7 +282,7 @@ impl<Q: Questions> Asking<Q> {
             is_known_to_wait,
         });
         self.pending.push_back(Together::new(half));
-        thread::park_timeout((waited / PAUSE_PART).clamp(PAUSE_MIN, PAUSE_MAX));
+        thread::park_timeout(patience::pause(waited));
         Vec::new()
     }
 }
@@ -401,6 +395,36 @@ mod tests {
         tell.0.send(()).unwrap();
         tell.0.send(()).unwrap();
         assert_eq!(known(&mut arrivals, 1), [(0, 7)].into());
+    }
+
+    /// The consumer stops with a reason; one that came for a partition that is another's by now stops nobody.
+    #[test]
+    fn a_reason_to_stop_that_came_too_late_leaves_the_others_to_be_known() {
+        struct Refused(Broker, Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>);
+        impl Questions for Refused {
+            fn ask(&mut self, ids: &[PartitionId], at_most: Duration) -> Result<Vec<Facts>, Error> {
+                let Some((asked, forgotten)) = self.1.take() else {
+                    return self.0.ask(ids, at_most);
+                };
+                asked.send(()).unwrap();
+                forgotten.recv_timeout(Duration::from_secs(60)).unwrap();
+                let text = String::new;
+                Err(broker::Error::Right {
+                    what: text(),
+                    why: text(),
+                    command: text(),
+                }
+                .into())
+            }
+        }
+        let ((asked, is_asked), (forgotten, is_forgotten)) = (mpsc::channel(), mpsc::channel());
+        let questions = Refused(Broker::default(), Some((asked, is_forgotten)));
+        let mut arrivals = Arrivals::start(questions, || {}).unwrap();
+        arrivals.expect(&[id(0), id(1)]);
+        is_asked.recv_timeout(Duration::from_secs(60)).unwrap();
+        arrivals.forget(&[id(0)]);
+        forgotten.send(()).unwrap();
+        assert!(known(&mut arrivals, 1).contains_key(&1));
     }
 
     #[test]

@@ -124,6 +124,7 @@ pub mod message;
 pub mod metrics;
 pub mod outcome;
 mod partition;
+mod patience;
 mod pulse;
 #[cfg_attr(not(feature = "kafka"), allow(dead_code, reason = "driven by the rebuilder"))]
 mod rebuild;

@@ -75,6 +75,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "copies",
             "dead_letter",
             "partition",
+            "patience",
             "recovery",
             "rebuild",
             "standby",

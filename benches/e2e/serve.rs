@@ -40,6 +40,8 @@ pub(crate) fn serve(task: &Task, durability: Durability) -> Result<()> {
         let closed = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
         let _ = closed.await;
     }));
+    // Whoever reads the input would hold up the end of a consumer that has ended by itself, and its reason with it.
+    runtime.shutdown_background();
     let summary = ended.map_err(|error| chain(&error))?;
     match summary.balances.iter().find(|balance| balance.remainder() != 0) {
         Some(balance) => Err(format!("the books do not balance: {balance:?}").into()),

@@ -16,8 +16,8 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -114,11 +114,15 @@ pub(crate) struct Replicated {
 pub(crate) struct Threads {
     writing: thread::JoinHandle<()>,
     watch: Watch,
+    /// Nobody submits any more.
+    ending: Arc<AtomicBool>,
 }
 
 impl Threads {
-    /// Waits for their end, unless a call to the broker never returns.
+    /// Waits for their end, unless a call to the broker never returns. What belongs to assignments that are over is not asked
+    /// after any more.
     pub(crate) fn join(self) {
+        self.ending.store(true, Ordering::Release);
         while !self.writing.is_finished() {
             if self.watch.is_overdue() {
                 return;
@@ -200,6 +204,7 @@ impl Replicated {
                 .name("hapax-apply".into())
                 .spawn(move || apply_all(&*store, &extents, &applying))?
         };
+        let ending = Arc::<AtomicBool>::default();
         let writer = Writer {
             transactions,
             store,
@@ -210,6 +215,7 @@ impl Replicated {
             rules,
             apply,
             watch: watch.clone(),
+            ending: Arc::clone(&ending),
         };
         let writing = thread::Builder::new()
             .name("hapax-journal".into())
@@ -235,11 +241,17 @@ impl Replicated {
                     }
                 }
             })?;
-        Ok((Self { orders }, Threads { writing, watch }))
+        let threads = Threads {
+            writing,
+            watch,
+            ending,
+        };
+        Ok((Self { orders }, threads))
     }
 
     /// Waits until everything that was submitted before is applied to the store, or refused. False where the journal has
     /// ended.
+    #[cfg(test)]
     pub(crate) fn settle(&self) -> bool {
         self.settling().recv().is_ok()
     }
@@ -287,6 +299,7 @@ struct Writer<T> {
     rules: Rules,
     apply: mpsc::SyncSender<Applied>,
     watch: Watch,
+    ending: Arc<AtomicBool>,
 }
 
 impl<T: Transactions> Writer<T> {
@@ -417,6 +430,13 @@ impl<T: Transactions> Writer<T> {
 
     /// One try.
     fn turn(&mut self, group: &mut Vec<Submission>) -> Result<(), Failed> {
+        if self.ending.load(Ordering::Acquire) && group.iter().all(|submission| !submission.gate.accepts()) {
+            // A stop does not wait for a broker that is away: whether it is there, the next start reads in the changelog.
+            for over in group.drain(..) {
+                over.acks.fail(Failure::Fenced);
+            }
+            return Ok(());
+        }
         if let Some(number) = self.unresolved {
             // Before anything else, and for the group as it was: it may be there.
             let found = self.find_out(group, number)?;

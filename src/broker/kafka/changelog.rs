@@ -18,12 +18,13 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::raw::{Message, RawQueue};
-use super::rights::Right;
+use super::rights::{Right, missing};
 use super::signal::Signal;
 use super::{ANSWER_MAX, unreachable};
 use crate::broker::Error;
 use crate::clock;
 use crate::config::Settings;
+use crate::patience::GIVE_UP;
 
 /// A part of one partition, to be read.
 #[derive(Debug, Clone)]
@@ -103,7 +104,7 @@ impl Ends {
     /// The first offset that the log has, and the one after its last, committed or not.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] where nobody answers.
+    /// [`Error::Unreachable`] where nobody answers, [`Error::Right`] where it may not be asked.
     pub(crate) fn of(&self, topic: &str, partition: i32) -> Result<(i64, i64), Error> {
         self.within(topic, partition, ANSWER_MAX)
     }
@@ -115,7 +116,13 @@ impl Ends {
     pub(super) fn within(&self, topic: &str, partition: i32, at_most: Duration) -> Result<(i64, i64), Error> {
         self.everything
             .fetch_watermarks(topic, partition, at_most)
-            .map_err(unreachable(&self.settings, "asking for the ends of a changelog"))
+            .map_err(|error| match missing(error.rdkafka_error_code()) {
+                Some(Right::Inputs) => {
+                    Right::Changelog(topic).error(&self.settings, crate::error::chain(&error))
+                }
+                Some(right) => right.error(&self.settings, crate::error::chain(&error)),
+                None => unreachable(&self.settings, "asking for the ends of a changelog")(error),
+            })
     }
 
     /// How many partitions a changelog has.
@@ -236,6 +243,7 @@ pub(super) fn read_with<E: From<Error>>(
     }
     consumer.assign(&list).map_err(refused)?;
     let mut said = clock::now();
+    let mut heard = said;
     while !open.is_empty() {
         if stop() {
             return Ok(false);
@@ -297,17 +305,26 @@ pub(super) fn read_with<E: From<Error>>(
                 next: of.next,
             })?;
         }
-        if !read_any {
+        let now = clock::now();
+        if read_any {
+            heard = now;
+        } else {
             each(Read::Rest)?;
             signal.wait(REST);
         }
-        if clock::now().saturating_duration_since(said) > SAY_EVERY {
-            said = clock::now();
+        if now.saturating_duration_since(heard) > GIVE_UP
+            && let Some(of) = open.iter().find(|of| of.span.to != Span::TAIL)
+        {
+            let why = format!("nothing of it has come for {GIVE_UP:?}: it stands at {}", of.next);
+            return Err(failed(&of.span, Unread::Failed(&why)).into());
+        }
+        if now.saturating_duration_since(said) > SAY_EVERY {
+            said = now;
             for of in open.iter().filter(|of| of.span.to != Span::TAIL) {
                 let percent = 100 * (of.next - of.span.from) / (of.span.to - of.span.from).max(1);
                 tracing::info!(
                     topic = %of.span.topic, partition = of.span.partition, at = of.next, to = of.span.to, percent,
-                    "reading; where it stands still, an abandoned transaction has to time out first"
+                    "reading; where it stands still, the brokers are away, or an abandoned transaction has to time out first"
                 );
             }
         }

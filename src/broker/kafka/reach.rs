@@ -13,11 +13,13 @@ use rdkafka::error::KafkaResult;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::changelog::{self, Read, Span, Unread};
-use super::{ANSWER_MAX, unreachable};
+use super::rights::missing;
+use super::unreachable;
 use crate::broker;
 use crate::clock;
 use crate::config::Settings;
 use crate::error::Error;
+use crate::patience::{self, Patience};
 use crate::rebuild::{Part, estimate};
 
 /// Messages before a commit point that say what time it is there.
@@ -26,11 +28,8 @@ const TAIL: usize = 64;
 /// Where that many offsets hold no message (markers, compaction) as many times more are looked at.
 const TAIL_GROWS: i64 = 16;
 
-/// How long the broker may be away before a rebuild gives up asking it.
-const ASK_MAX: Duration = Duration::from_secs(120);
-
-/// A question that failed at once is asked again after this.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// A stop waits for the question that is under way.
+const QUESTION_MAX: Duration = Duration::from_secs(3);
 
 /// Where one partition's reading begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +65,8 @@ pub(crate) fn reaches(
     }
     let found = match list.count() {
         0 => Some(list),
-        _ => ask(settings, stop, || {
-            let found = consumer.offsets_for_times(list.clone(), ANSWER_MAX)?;
+        _ => ask(settings, stop, |at_most| {
+            let found = consumer.offsets_for_times(list.clone(), at_most)?;
             for element in found.elements() {
                 element.error()?;
             }
@@ -203,21 +202,29 @@ pub(crate) fn sample(settings: &Settings, spans: Vec<Span>, at_most: Duration) -
 fn ask<T>(
     settings: &Settings,
     stop: &dyn Fn() -> bool,
-    question: impl Fn() -> KafkaResult<T>,
+    question: impl Fn(Duration) -> KafkaResult<T>,
 ) -> Result<Option<T>, Error> {
-    let since = clock::now();
+    let what = "asking where a window begins";
+    let mut patience = Patience::new(clock::now());
     loop {
-        match question() {
+        let at_most = patience::question(patience.waited(clock::now()), QUESTION_MAX);
+        let error = match question(at_most) {
             Ok(answer) => return Ok(Some(answer)),
             Err(_) if stop() => return Ok(None),
-            Err(error) if clock::now() > since + ASK_MAX => {
-                return Err(unreachable(settings, "asking where a window begins")(error).into());
-            }
-            Err(error) => {
-                tracing::warn!(why = %crate::error::chain(&error), "asking where a window begins failed, asking again");
-                thread::park_timeout(ASK_AGAIN);
-            }
+            Err(error) => error,
+        };
+        if let Some(right) = missing(error.rdkafka_error_code()) {
+            return Err(right.error(settings, crate::error::chain(&error)).into());
         }
+        let now = clock::now();
+        if patience.is_spent(now) {
+            return Err(unreachable(settings, what)(error).into());
+        }
+        let waited = patience.waited(now);
+        if patience.says(now) {
+            tracing::warn!(why = %crate::error::chain(&error), ?waited, "{what} failed, asking again");
+        }
+        thread::park_timeout(patience::pause(waited));
     }
 }
 

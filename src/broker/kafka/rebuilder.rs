@@ -3,8 +3,10 @@
 //! Jobs are done one after the other, and what has come meanwhile is one job. A rebuild that nobody wants any more ends
 //! early.
 
+use std::cell::RefCell;
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use super::changelog::{self, Read, Span};
 use super::reach::{Reach, config, reaches, unreadable};
@@ -111,25 +113,49 @@ struct Told<'a> {
     rebuilt: &'a dyn Fn(Rebuilt),
 }
 
-fn work(settings: &Arc<Settings>, store: &Arc<dyn Store>, told: &Told<'_>, job: Vec<(Plan, Ticket)>) {
-    let Some((first, first_ticket)) = job.first().map(|(plan, ticket)| (plan.id, *ticket)) else {
-        return;
-    };
-    if let Err(error) = read(settings, store, told, job) {
-        // One reason for all that are not whole yet: the consumer stops with it.
+fn work(settings: &Arc<Settings>, store: &Arc<dyn Store>, told: &Told<'_>, mut left: Vec<(Plan, Ticket)>) {
+    loop {
+        left.retain(|(plan, ticket)| told.wanted.wants(plan.id, *ticket));
+        if left.is_empty() {
+            return;
+        }
+        let ended = RefCell::new(Vec::new());
+        let rebuilt = |one: Rebuilt| {
+            ended.borrow_mut().push(one.ticket);
+            (told.rebuilt)(one);
+        };
+        let telling = Told {
+            rebuilt: &rebuilt,
+            ..*told
+        };
+        let Err(error) = read(settings, store, &telling, &left) else {
+            return;
+        };
+        left.retain(|(_, ticket)| !ended.borrow().contains(ticket));
+        let Some((id, ticket)) = left.first().map(|(plan, ticket)| (plan.id, *ticket)) else {
+            return;
+        };
+        // One reason for all that are not whole yet: the consumer stops with it, unless that one has been given away
+        // meanwhile. Then the others are still to be rebuilt.
         (told.rebuilt)(Rebuilt {
-            id: first,
-            ticket: first_ticket,
+            id,
+            ticket,
             outcome: Err(error),
         });
+        while told.wanted.wants(id, ticket) {
+            thread::park_timeout(LOOK);
+        }
     }
 }
+
+/// How often whoever waits looks whether anybody still wants it.
+const LOOK: Duration = Duration::from_millis(20);
 
 fn read(
     settings: &Arc<Settings>,
     store: &Arc<dyn Store>,
     told: &Told<'_>,
-    job: Vec<(Plan, Ticket)>,
+    job: &[(Plan, Ticket)],
 ) -> Result<(), Error> {
     let wanted = told.wanted;
     let stop = || !job.iter().any(|(plan, ticket)| wanted.wants(plan.id, *ticket));

@@ -3,20 +3,25 @@
 //!
 //! Jobs are done one after the other: a partition that goes and comes back meanwhile is read by one of them at a time. A
 //! job that nobody wants any more ends early; what it has written is true all the same, and the next one resumes there.
+//! Brokers that do not answer are asked again: the partitions wait, and those that are served already are served on.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use super::changelog::{self, Ends, Read, Span};
 use super::transactions::Names;
 use crate::broker;
+use crate::clock;
 use crate::config::Settings;
 use crate::copies::{Copies, Restoring};
 use crate::error::Error;
 use crate::journal::extents::Extents;
 use crate::journal::frame::Owner;
 use crate::journal::replicated::Replicated;
+use crate::patience::{self, Patience};
 use crate::pulse::Progress;
 use crate::recovery::{Recovery, Source};
 use crate::store::{PartitionId, Store, TopicId};
@@ -124,93 +129,241 @@ impl Drop for Restorer {
 
 fn work(parts: &Parts, wanted: &Wanted, job: &[(PartitionId, Ticket)], restored: &dyn Fn(Restored)) {
     let mut left: Vec<_> = job.to_vec();
-    for turn in 1.. {
+    let waiting = Waiting::new();
+    let (mut ends, mut trimmed) = (None, 0);
+    loop {
         left.retain(|(id, ticket)| wanted.wants(*id, *ticket));
         if left.is_empty() {
             return;
         }
-        let mut reading = Reading {
-            ids: Vec::new(),
-            of: Vec::new(),
-            spans: Vec::new(),
-            progress: &parts.progress,
-            restored,
+        let ended = RefCell::new(Vec::new());
+        let tell = |one: Restored| {
+            ended.borrow_mut().push(one.ticket);
+            restored(one);
         };
-        let outcome = begin(parts, &left, &mut reading).and_then(|spans| {
-            let stop = || !left.iter().any(|(id, ticket)| wanted.wants(*id, *ticket));
-            changelog::read(&parts.settings, spans, &stop, |read| reading.read(read))
-        });
+        let turn = Turn {
+            parts,
+            wanted,
+            left: &left,
+            waiting: &waiting,
+        };
+        let outcome = turn.read(&mut ends, &tell);
+        left.retain(|(_, ticket)| !ended.borrow().contains(ticket));
+        let Some((id, ticket)) = left.first().copied() else {
+            return;
+        };
         let error = match outcome {
-            Ok(_) => return,
+            // Nobody wants it any more; or it stands still, and where it ends is asked anew.
+            Ok(()) => continue,
             Err(error) => error,
         };
-        if turn < TURNS_MAX && matches!(error, Error::Broker(broker::Error::ChangelogTrimmed { .. })) {
+        if trimmed < TRIMMED_MAX && matches!(error, Error::Broker(broker::Error::ChangelogTrimmed { .. })) {
+            trimmed += 1;
             tracing::info!(why = %crate::error::chain(&error), "reading it anew");
-            left = reading.unread();
             continue;
         }
-        // One reason for whichever is not read yet: the consumer stops with it.
-        if let Some((id, ticket)) = left.first().copied() {
-            restored(Restored {
-                id,
-                ticket,
-                outcome: Err(error),
-            });
+        if waiting.goes_on(&error, left.len()) {
+            continue;
         }
-        return;
+        // One reason for whichever is not read yet: the consumer stops with it, unless that one has been given away
+        // meanwhile. Then the others are still to be read.
+        restored(Restored {
+            id,
+            ticket,
+            outcome: Err(error),
+        });
+        while wanted.wants(id, ticket) {
+            thread::park_timeout(LOOK);
+        }
     }
 }
 
 /// The last owner trims once more at most after it has lost a partition; another owner may come in between.
-const TURNS_MAX: usize = 10;
+const TRIMMED_MAX: usize = 10;
 
-/// What is to be read, from the store's copies on.
-fn begin(
-    parts: &Parts,
-    left: &[(PartitionId, Ticket)],
-    reading: &mut Reading<'_>,
-) -> Result<Vec<Span>, Error> {
-    // What an earlier assignment of ours has written is in the store, or will never be (re-assignment to oneself).
-    if !parts.journal.settle() {
-        return Err(Error::Internal(
-            "the journal ended while a partition was to be restored".into(),
-        ));
+/// How often whoever waits looks whether anybody still wants it.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A stop waits for the question that is under way.
+const QUESTION_MAX: Duration = Duration::from_secs(3);
+
+/// Longer than it takes the broker to end an abandoned transaction: a log that stands still for so long may have lost its end
+/// with a broker.
+const STANDS_MAX: Duration = Duration::from_secs(60);
+
+/// How long a job has waited, and for what.
+struct Waiting {
+    patience: Cell<Patience>,
+    furthest: RefCell<BTreeMap<PartitionId, i64>>,
+}
+
+impl Waiting {
+    fn new() -> Self {
+        Self {
+            patience: Cell::new(Patience::new(clock::now())),
+            furthest: RefCell::default(),
+        }
     }
-    let ends = Ends::new(&parts.settings)?;
-    let mut spans = Vec::with_capacity(left.len());
-    for (id, ticket) in left {
-        let Some(names) = parts.topics.get(&id.topic) else {
-            return Err(Error::Internal(format!("{id:?} has no changelog")));
-        };
-        // Before it is asked where the copy stands, and until all of it is read: nobody else writes to it.
-        let restoring = parts.copies.restore(*id);
-        let log = ends.of(&names.changelog, id.partition)?;
-        let source = Source {
-            changelog: names.changelog.clone(),
-            owner: Owner::of(&parts.settings.group, &names.input),
-        };
-        let begun = Recovery::begin(
-            &parts.store,
-            &parts.extents,
-            *id,
-            &names.input,
-            source,
-            log,
-            left.len(),
-        );
-        let (recovery, from) = begun?;
-        spans.push(Span {
-            topic: names.changelog.clone(),
-            partition: id.partition,
-            from,
-            to: log.1,
-        });
-        reading.ids.push((*id, *ticket));
-        reading.of.push(Some((recovery, restoring)));
-        reading.spans.push((from, log.1));
-        parts.progress.note(id.topic.0, id.partition, 0, log.1 - from);
+
+    /// That partition is read up to there. What is read once more is no news.
+    fn reach(&self, id: PartitionId, next: i64) {
+        let mut all = self.furthest.borrow_mut();
+        let furthest = all.entry(id).or_insert(-1);
+        if next > *furthest {
+            *furthest = next;
+            let mut patience = self.patience.get();
+            patience.hear(clock::now());
+            self.patience.set(patience);
+        }
     }
-    Ok(spans)
+
+    fn question(&self) -> Duration {
+        patience::question(self.patience.get().waited(clock::now()), QUESTION_MAX)
+    }
+
+    /// Whether it is worth while to ask again, which it is after a pause.
+    fn goes_on(&self, error: &Error, partitions: usize) -> bool {
+        let (now, mut patience) = (clock::now(), self.patience.get());
+        if !patience::may_change(error) || patience.is_spent(now) {
+            return false;
+        }
+        let waited = patience.waited(now);
+        if patience.says(now) {
+            tracing::warn!(
+                why = %crate::error::chain(error), partitions, ?waited,
+                "partitions that are to be restored have to wait; their changelogs are asked for again, and the others are served"
+            );
+        }
+        self.patience.set(patience);
+        thread::park_timeout(patience::pause(waited));
+        true
+    }
+}
+
+/// One try to read what is left of a job.
+struct Turn<'a> {
+    parts: &'a Parts,
+    wanted: &'a Wanted,
+    left: &'a [(PartitionId, Ticket)],
+    waiting: &'a Waiting,
+}
+
+impl Turn<'_> {
+    fn is_over(&self) -> bool {
+        !self
+            .left
+            .iter()
+            .any(|(id, ticket)| self.wanted.wants(*id, *ticket))
+    }
+
+    fn read(&self, ends: &mut Option<Ends>, restored: &dyn Fn(Restored)) -> Result<(), Error> {
+        let begun = clock::now();
+        let mut reading = Reading {
+            ids: Vec::new(),
+            of: Vec::new(),
+            spans: Vec::new(),
+            progress: &self.parts.progress,
+            waiting: self.waiting,
+            restored,
+        };
+        let Some(spans) = self.begin(ends, &mut reading)? else {
+            return Ok(());
+        };
+        let stands = || {
+            let now = clock::now();
+            let since = self.waiting.patience.get().waited(now);
+            since.min(now.saturating_duration_since(begun)) > STANDS_MAX
+        };
+        let stop = || stands() || self.is_over();
+        let settings = &self.parts.settings;
+        let whole = changelog::read(settings, spans, &stop, |read| reading.read(read))?;
+        let unread = reading.of.iter().position(Option::is_some);
+        if let (false, Some((id, _)), false) = (
+            whole,
+            unread.and_then(|place| reading.ids.get(place)),
+            self.is_over(),
+        ) {
+            let names = self.parts.topics.get(&id.topic);
+            return Err(broker::Error::ChangelogRead {
+                topic: names.map_or_else(String::new, |names| names.changelog.clone()),
+                partition: id.partition,
+                why: format!("nothing of it has come for {STANDS_MAX:?}"),
+            }
+            .into());
+        }
+        Ok(())
+    }
+
+    /// What an earlier assignment of ours has written is in the store, or will never be (re-assignment to oneself). False where
+    /// nobody wants to know any more.
+    fn settle(&self) -> Result<bool, Error> {
+        let settled = self.parts.journal.settling();
+        loop {
+            match settled.recv_timeout(LOOK) {
+                Ok(()) => return Ok(true),
+                Err(mpsc::RecvTimeoutError::Timeout) if self.is_over() => return Ok(false),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(Error::Internal(
+                        "the journal ended while a partition was to be restored".into(),
+                    ));
+                }
+            }
+        }
+    }
+
+    /// What is to be read, from the store's copies on; `None` where nobody wants it any more.
+    fn begin(&self, ends: &mut Option<Ends>, reading: &mut Reading<'_>) -> Result<Option<Vec<Span>>, Error> {
+        if !self.settle()? {
+            return Ok(None);
+        }
+        let parts = self.parts;
+        let ends = match ends {
+            Some(ends) => ends,
+            none => none.insert(Ends::new(&parts.settings)?),
+        };
+        let mut asked = Vec::with_capacity(self.left.len());
+        for (id, ticket) in self.left {
+            if self.is_over() {
+                return Ok(None);
+            }
+            let Some(names) = parts.topics.get(&id.topic) else {
+                return Err(Error::Internal(format!("{id:?} has no changelog")));
+            };
+            // Before it is asked where the copy stands, and until all of it is read: nobody else writes to it.
+            let restoring = parts.copies.restore(*id);
+            let log = ends.within(&names.changelog, id.partition, self.waiting.question())?;
+            asked.push((*id, *ticket, names, restoring, log));
+        }
+        let mut spans = Vec::with_capacity(asked.len());
+        for (id, ticket, names, restoring, log) in asked {
+            let source = Source {
+                changelog: names.changelog.clone(),
+                owner: Owner::of(&parts.settings.group, &names.input),
+            };
+            let begun = Recovery::begin(
+                &parts.store,
+                &parts.extents,
+                id,
+                &names.input,
+                source,
+                log,
+                self.left.len(),
+            );
+            let (recovery, from) = begun?;
+            spans.push(Span {
+                topic: names.changelog.clone(),
+                partition: id.partition,
+                from,
+                to: log.1,
+            });
+            reading.ids.push((id, ticket));
+            reading.of.push(Some((recovery, restoring)));
+            reading.spans.push((from, log.1));
+            parts.progress.note(id.topic.0, id.partition, 0, log.1 - from);
+        }
+        Ok(Some(spans))
+    }
 }
 
 struct Reading<'a> {
@@ -219,15 +372,11 @@ struct Reading<'a> {
     /// What is read, from where to where.
     spans: Vec<(i64, i64)>,
     progress: &'a Progress,
+    waiting: &'a Waiting,
     restored: &'a dyn Fn(Restored),
 }
 
 impl Reading<'_> {
-    fn unread(&self) -> Vec<(PartitionId, Ticket)> {
-        let both = self.ids.iter().zip(&self.of);
-        both.filter(|(_, of)| of.is_some()).map(|(id, _)| *id).collect()
-    }
-
     fn read(&mut self, read: Read<'_>) -> Result<(), Error> {
         match read {
             Read::Message { span, message } => match self.of.get_mut(span) {
@@ -236,6 +385,7 @@ impl Reading<'_> {
                     if let Some(((id, _), (from, to))) = place {
                         let read = message.offset().0 + 1 - from;
                         self.progress.note(id.topic.0, id.partition, read, to - from);
+                        self.waiting.reach(*id, message.offset().0 + 1);
                     }
                     recovery.message(message.offset().0, message.payload().unwrap_or_default())
                 }
@@ -250,6 +400,7 @@ impl Reading<'_> {
                 };
                 recovery.end(next)?;
                 drop(restoring);
+                self.waiting.reach(id, next);
                 (self.restored)(Restored {
                     id,
                     ticket,

@@ -345,6 +345,23 @@ fn a_commit_that_did_not_happen_is_made_again() {
     );
 }
 
+/// A stop while the broker is away: nobody can say how the commit ended, and nobody has to.
+#[test]
+fn a_stop_does_not_wait_for_the_fate_of_what_is_over() {
+    let script = Script::default();
+    script.then(Next::Lost);
+    script.kafka().renewals_fail = usize::MAX;
+    let rig = Rig::new(&script, LONG);
+    let gate = Gate::mint(Fence(0));
+    let acks = rig.submit(0, &gate, 10);
+    while !rig.asked().contains(&"renew") {
+        thread::yield_now();
+    }
+    gate.clear();
+    assert_eq!(rig.end(), Vec::<String>::new(), "an end in order");
+    assert_eq!(acks.state(), Err(Failure::Fenced));
+}
+
 /// The group may be there, and its partition is lost before anybody could ask: nothing else is written before it is known,
 /// and the store has what the changelog has.
 #[test]
