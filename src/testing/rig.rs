@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::letterbox::Letterbox;
+use super::script::{self, Change, Edge, Script, Side};
 #[cfg(test)]
 use crate::accounts::Account;
 use crate::accounts::Balance;
@@ -28,12 +29,13 @@ use crate::outcome::{Open, Stage};
 use crate::partition::Wiring;
 use crate::pulse::Pulse;
 use crate::store::lookups::Lookups;
-use crate::store::memory::MemoryStore;
+use crate::store::memory::{Fault, MemoryStore};
 use crate::store::{PartitionId, Store, TopicSpec};
 use crate::token::{Extractor, Reader};
 
 #[cfg(test)]
 mod arrivals;
+mod faults;
 mod rebuilds;
 mod remains;
 
@@ -41,7 +43,10 @@ mod remains;
 pub(crate) use arrivals::Arriving;
 
 /// A journal that is durable at once, in the caller's thread.
-struct Inline(Arc<dyn Store>);
+struct Inline {
+    store: Arc<dyn Store>,
+    script: Option<Script>,
+}
 
 impl Journal for Inline {
     fn submit(&self, submission: Submission) {
@@ -49,7 +54,19 @@ impl Journal for Inline {
             submission.acks.fail(Failure::Fenced);
             return;
         }
-        match self.0.apply(&[submission.changes]) {
+        let dies_at = |says: &[Change], side| {
+            let script = self.script.as_ref();
+            script.is_some_and(|script| script.dies_at(Edge::Group(says.to_vec()), side))
+        };
+        let says = script::changes(&submission.changes);
+        // A process that is gone is answered nothing.
+        if dies_at(&says, Side::Before) {
+            return;
+        }
+        #[cfg(test)]
+        let submission = self.tampered(submission);
+        match self.store.apply(&[submission.changes]) {
+            Ok(()) if dies_at(&says, Side::After) => {}
             Ok(()) => submission.acks.acknowledge(submission.number),
             Err(error) => submission.acks.fail(Failure::Broken(crate::error::chain(&error))),
         }
@@ -62,7 +79,7 @@ struct Late(mpsc::UnboundedSender<Submission>);
 impl Late {
     fn start(store: Arc<dyn Store>, delay: Duration) -> Self {
         let (submissions, mut inbox) = mpsc::unbounded_channel::<Submission>();
-        let journal = Inline(store);
+        let journal = Inline { store, script: None };
         tokio::spawn(async move {
             while let Some(first) = inbox.recv().await {
                 crate::clock::sleep_until(crate::clock::now() + delay).await;
@@ -84,6 +101,10 @@ impl Journal for Late {
                 .fail(Failure::Broken("the journal is gone".into()));
         }
     }
+}
+
+fn dies_at(script: &Option<Script>, edge: Edge, side: Side) -> bool {
+    script.as_ref().is_some_and(|script| script.dies_at(edge, side))
 }
 
 /// See the module.
@@ -109,6 +130,10 @@ pub(crate) struct Rig {
     pub(crate) pulse: Pulse,
     /// How long a group takes to become durable.
     pub(crate) sync: Duration,
+    /// Where the process is to die, if that is scripted.
+    pub(crate) script: Option<Script>,
+    /// The write of the next start that fails, and how.
+    fails: Option<(u64, Fault)>,
 }
 
 struct Process {
@@ -146,6 +171,8 @@ impl Rig {
             // The rig has no poll thread that could stand still; a test of that puts its own here.
             pulse: Pulse::new(crate::clock::now(), Duration::MAX),
             sync: Duration::ZERO,
+            script: None,
+            fails: None,
         }
     }
 
@@ -196,6 +223,9 @@ impl Rig {
             false => MemoryStore::new("test", &[self.spec()]),
         });
         self.started = true;
+        if let Some((writes, fault)) = self.fails.take() {
+            self.store.fail_after(writes, fault);
+        }
         let store: Arc<dyn Store> = Arc::clone(&self.store) as Arc<dyn Store>;
         let commits = Commits::default();
         let budget = Budget::new(&self.limits, Waker::new(|| {}));
@@ -212,10 +242,13 @@ impl Rig {
             clock: self.clock.clone(),
             lookups: Lookups::inline(Arc::clone(&store)),
             journal: match self.sync {
-                Duration::ZERO => Arc::new(Inline(Arc::clone(&store))),
+                Duration::ZERO => Arc::new(Inline {
+                    store: Arc::clone(&store),
+                    script: self.script.clone(),
+                }),
                 delay => Arc::new(Late::start(Arc::clone(&store), delay)),
             },
-            letters: Arc::new(self.letterbox.clone()),
+            letters: Arc::new(self.letterbox.watched_by(self.script.clone())),
             commits: commits.clone(),
             budget: budget.clone(),
             meters: TopicMeters::new(&self.topic),
@@ -275,6 +308,9 @@ impl Rig {
         let Some(id) = process.assignments.id(&self.topic, partition) else {
             return Ok(());
         };
+        if dies_at(&self.script, Edge::Assigned { partition }, Side::Before) {
+            return Ok(());
+        }
         let mut prepared = process.assignments.prepare(id, facts)?;
         if let Some(plan) = prepared.rebuild().cloned() {
             let Some(point) = self.read_back(plan)? else {
@@ -297,6 +333,9 @@ impl Rig {
                 mark,
             },
         );
+        if dies_at(&self.script, Edge::Assigned { partition }, Side::After) {
+            return Ok(());
+        }
         process.assignments.serve(prepared);
         let log = self
             .log
@@ -413,6 +452,13 @@ impl Rig {
         let Some(process) = &self.process else { return };
         for Due { id, point, .. } in process.commits.take_due(crate::clock::now()) {
             let mark = CommitMark::from_metadata(&process.assignments.mark(point));
+            let edge = Edge::Commit {
+                partition: id.partition,
+                next: point.next.0,
+            };
+            if dies_at(&self.script, edge.clone(), Side::Before) {
+                return;
+            }
             self.committed.insert(
                 id.partition,
                 Committed {
@@ -420,6 +466,9 @@ impl Rig {
                     mark,
                 },
             );
+            if dies_at(&self.script, edge, Side::After) {
+                return;
+            }
             process
                 .commits
                 .answered(id, point.next, true, crate::clock::now());
@@ -438,14 +487,18 @@ impl Rig {
 
     /// Drains every partition; `revoked` where they go to another member. Returns the books.
     pub(crate) async fn drain(&mut self, budget: Duration, revoked: bool) -> Vec<Balance> {
+        let ids = self.process.as_ref().map(|process| process.assignments.ids());
+        self.drain_some(&ids.unwrap_or_default(), budget, revoked).await
+    }
+
+    /// The same of some partitions.
+    async fn drain_some(&mut self, ids: &[PartitionId], budget: Duration, revoked: bool) -> Vec<Balance> {
         let Some(process) = &self.process else {
             return Vec::new();
         };
-        let ids = process.assignments.ids();
-        let deadline = process.assignments.drain(&ids, budget, revoked);
+        let deadline = process.assignments.drain(ids, budget, revoked);
         while let Some(process) = &self.process {
-            if process.assignments.are_drained(&ids)
-                || crate::clock::now() > deadline + Duration::from_secs(1)
+            if process.assignments.are_drained(ids) || crate::clock::now() > deadline + Duration::from_secs(1)
             {
                 break;
             }
@@ -456,7 +509,7 @@ impl Rig {
         let Some(process) = &mut self.process else {
             return Vec::new();
         };
-        process.assignments.end(&ids);
+        process.assignments.end(ids);
         process.assignments.balances()
     }
 
@@ -523,26 +576,6 @@ impl Rig {
     #[allow(dead_code, reason = "for the next schedule")]
     pub(crate) fn forget_commit(&mut self, partition: i32) {
         self.committed.remove(&partition);
-    }
-
-    /// Delivers messages of a partition again, from that index of its log on: a rewind inside one assignment.
-    pub(crate) fn deliver_again(&mut self, partition: i32, from: usize) {
-        if let Some(next) = self
-            .process
-            .as_mut()
-            .and_then(|process| process.next.get_mut(&partition))
-        {
-            *next = from;
-        }
-    }
-
-    /// Takes a partition away without a drain: it is lost.
-    pub(crate) fn end(&mut self, partition: i32) {
-        let Some(id) = self.id(partition) else { return };
-        if let Some(process) = &mut self.process {
-            process.assignments.end(&[id]);
-            process.next.remove(&partition);
-        }
     }
 
     /// The next start finds an empty directory.

@@ -11,6 +11,7 @@
 mod arrivals;
 mod crashes;
 mod drains;
+mod everywhere;
 mod held;
 mod journal;
 mod limits;

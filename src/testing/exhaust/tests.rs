@@ -1,0 +1,582 @@
+//! Exhaust finds what is planted, and nothing in handlers that are right.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::handler::{HandlerError, Probe, Topic, Undecoded};
+use crate::{Classify as _, Context, Idempotent, NonIdempotent, PotentiallyIdempotent, Window};
+
+type World = Context<Effects>;
+
+fn topic(class: Class, world: &Effects) -> Topic<Undecoded, Effects> {
+    Topic::bytes("payments", class)
+        .window(Window::hours(24))
+        .state(world.clone())
+}
+
+/// Five messages, four tokens.
+fn messages() -> Vec<Message> {
+    ["a", "b", "a", "c", "d"].map(message).into()
+}
+
+fn message(token: &str) -> Message {
+    Message::bytes(token.to_owned()).token(token.to_owned())
+}
+
+/// A handler that waits, applies its effect, and waits again.
+async fn charge(token: String, cx: &World) {
+    tokio::task::yield_now().await;
+    cx.state().note("charge", token);
+    tokio::task::yield_now().await;
+}
+
+fn text(payload: &bytes::Bytes) -> String {
+    String::from_utf8_lossy(payload).into_owned()
+}
+
+fn found<T>(tried: Result<T, Error>) -> Violation {
+    match tried {
+        Err(Error::Violated(violation)) => *violation,
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("nothing was found"),
+    }
+}
+
+fn effect(name: &str, token: &str) -> Effect {
+    Effect {
+        name: name.to_owned(),
+        token: token.to_owned(),
+    }
+}
+
+#[test]
+fn nothing_is_found_in_handlers_that_are_right() {
+    let non_idempotent = exhaust(
+        |world| {
+            Harness::new(topic(NonIdempotent, world), |payload, cx: World| async move {
+                if cx.attempt() == 1 && &payload[..] == b"b" {
+                    Err("the bank is closed").not_applied()?;
+                }
+                charge(text(&payload), &cx).await;
+                Ok(())
+            })
+        },
+        messages(),
+    )
+    .run()
+    .unwrap();
+    let held: Vec<_> = non_idempotent.held().iter().map(|(_, of)| of.offset.0).collect();
+    assert!(held.contains(&0) && held.contains(&4), "{held:?}");
+
+    let potentially = exhaust(
+        |world| {
+            Harness::new(
+                topic(PotentiallyIdempotent, world),
+                |payload, cx: World| async move {
+                    charge(cx.child_token("charge"), &cx).await;
+                    if cx.attempt() == 1 && &payload[..] == b"b" {
+                        Err("no answer")?;
+                    }
+                    Ok(())
+                },
+            )
+        },
+        messages(),
+    )
+    .nothing_held()
+    .run()
+    .unwrap();
+
+    let idempotent = exhaust(
+        |world| {
+            Harness::new(topic(Idempotent, world), |payload, cx: World| async move {
+                charge(text(&payload), &cx).await;
+                let table = cx.state().shared::<Mutex<BTreeMap<String, u32>>>();
+                table.lock().unwrap().insert(text(&payload), 1);
+                Ok(())
+            })
+        },
+        messages(),
+    )
+    .nothing_held()
+    .final_state(|world| {
+        world
+            .shared::<Mutex<BTreeMap<String, u32>>>()
+            .lock()
+            .unwrap()
+            .clone()
+    })
+    .run()
+    .unwrap();
+
+    for tried in [non_idempotent, potentially, idempotent] {
+        assert_eq!(tried.schedules(), tried.edges() + 1);
+        assert!(tried.edges() > 20, "{} edges", tried.edges());
+    }
+}
+
+/// With a probe that tells the truth nothing is held, and nothing repeats.
+#[test]
+fn nothing_is_found_with_a_probe_that_is_right() {
+    let tried = exhaust(
+        |world| {
+            let topic = topic(NonIdempotent, world).probe(|payload, cx: World| async move {
+                tokio::task::yield_now().await;
+                Ok(match cx.state().contains("charge", text(&payload)) {
+                    true => Probe::done(""),
+                    false => Probe::NotDone,
+                })
+            });
+            Harness::new(topic, |payload, cx: World| async move {
+                charge(text(&payload), &cx).await;
+                Ok(())
+            })
+        },
+        [message("a"), message("b")],
+    )
+    .nothing_held()
+    .crashes(2)
+    .run()
+    .unwrap();
+    assert!(
+        tried.schedules() > tried.edges() * 10,
+        "a second crash at every edge after the first: {tried:?}"
+    );
+}
+
+/// (a) It charges before an await, and says that it may be repeated freely.
+#[test]
+fn a_handler_that_is_not_idempotent_is_found() {
+    let found = found(
+        exhaust(
+            |world| {
+                Harness::new(topic(Idempotent, world), |payload, cx: World| async move {
+                    cx.state().note("charge", text(&payload));
+                    tokio::task::yield_now().await;
+                    Ok(())
+                })
+            },
+            [message("a")],
+        )
+        .final_state(|world| world.times("charge"))
+        .run(),
+    );
+    let expected = Wrong::Differs {
+        expected: "1".to_owned(),
+        found: "2".to_owned(),
+    };
+    assert_eq!(found.wrong, expected);
+    let story = &found.story;
+    for said in [
+        "Topic payments is idempotent",
+        "CRASH at edge",
+        "while: message [0]@0: attempt 1 waits at its await 1",
+        "process 2 starts",
+        "effect: charge a (process 2, attempt 1)",
+        "declare the topic `PotentiallyIdempotent`",
+    ] {
+        assert!(story.contains(said), "{said:?} is missing in\n{story}");
+    }
+    assert_eq!(story.matches("effect: charge a").count(), 2, "{story}");
+    assert_eq!(found.schedule.crashes().len(), 1);
+    assert!(
+        found.tried <= found.schedule.crashes()[0] + 1,
+        "the first schedule that shows it: {} tried\n{story}",
+        found.tried
+    );
+}
+
+/// (b) An engine that does not remember what it has begun.
+#[test]
+fn an_engine_without_begins_is_found() {
+    let found = found(
+        exhaust(
+            |world| {
+                Harness::new(topic(NonIdempotent, world), |payload, cx: World| async move {
+                    charge(text(&payload), &cx).await;
+                    Ok(())
+                })
+            },
+            [message("a")],
+        )
+        .losing_begins()
+        .run(),
+    );
+    let expected = Wrong::Repeated {
+        effect: effect("charge", "a"),
+        times: 2,
+    };
+    assert_eq!(found.wrong, expected, "{found}");
+    assert!(
+        found
+            .story
+            .contains("hapax ran the handler again where it must not"),
+        "{found}"
+    );
+}
+
+/// (c) It says that nothing was applied, and that is not true. No crash is needed to see it.
+#[test]
+fn an_error_that_lies_is_found() {
+    let found = found(
+        exhaust(
+            |world| {
+                Harness::new(topic(NonIdempotent, world), |payload, cx: World| async move {
+                    charge(text(&payload), &cx).await;
+                    if cx.attempt() == 1 {
+                        Err("no receipt").not_applied()?;
+                    }
+                    Ok(())
+                })
+            },
+            [message("a")],
+        )
+        .run(),
+    );
+    assert_eq!(found.schedule, Schedule::default());
+    assert!(matches!(found.wrong, Wrong::Repeated { times: 2, .. }), "{found}");
+    assert!(
+        found.story.contains("say `not_applied` and `retry_after` only"),
+        "{found}"
+    );
+    assert!(found.story.contains("without any crash"), "{found}");
+}
+
+#[test]
+fn a_token_of_the_attempt_is_found() {
+    let found = found(
+        exhaust(
+            |world| {
+                Harness::new(
+                    topic(PotentiallyIdempotent, world),
+                    |payload, cx: World| async move {
+                        charge(format!("{}-{}", text(&payload), cx.attempt()), &cx).await;
+                        Ok(())
+                    },
+                )
+            },
+            [message("a")],
+        )
+        .run(),
+    );
+    let effect = effect("charge", "a-2");
+    assert_eq!(found.wrong, Wrong::OneTooMany { effect }, "{found}");
+    assert!(found.story.contains("send `cx.child_token(name)`"), "{found}");
+}
+
+/// It returns before what it has spawned is done: recorded, and never applied.
+#[test]
+fn an_effect_left_to_a_task_is_found() {
+    let found = found(
+        exhaust(
+            |world| {
+                Harness::new(topic(NonIdempotent, world), |payload, cx: World| async move {
+                    tokio::spawn(async move { charge(text(&payload), &cx).await });
+                    Ok(())
+                })
+            },
+            [message("a")],
+        )
+        .run(),
+    );
+    let effect = effect("charge", "a");
+    assert_eq!(found.wrong, Wrong::Lost { effect }, "{found}");
+    assert!(found.story.contains("await what it spawns"), "{found}");
+}
+
+/// What a process remembers by itself is gone with it: the handler's own list of what was charged does not survive.
+#[test]
+fn the_memory_of_a_process_does_not_survive() {
+    let found = found(
+        exhaust(
+            |world| {
+                let charged = Arc::new(Mutex::new(Vec::new()));
+                Harness::new(
+                    topic(Idempotent, world),
+                    move |payload: bytes::Bytes, cx: World| {
+                        let charged = Arc::clone(&charged);
+                        async move {
+                            let is_new = !charged.lock().unwrap().contains(&payload);
+                            if is_new {
+                                charged.lock().unwrap().push(payload.clone());
+                                charge(text(&payload), &cx).await;
+                            }
+                            Ok(())
+                        }
+                    },
+                )
+            },
+            [message("a")],
+        )
+        .final_state(|world| world.times("charge"))
+        .run(),
+    );
+    assert!(matches!(found.wrong, Wrong::Differs { .. }), "{found}");
+}
+
+/// What a probe gets wrong, in both directions.
+#[test]
+fn a_probe_that_lies_is_found() {
+    let with = |answer: fn() -> Probe| {
+        exhaust(
+            move |world: &Effects| {
+                let probe = move |_, _: World| async move { Ok::<_, HandlerError>(answer()) };
+                Harness::new(
+                    topic(NonIdempotent, world).probe(probe),
+                    |payload, cx: World| async move {
+                        charge(text(&payload), &cx).await;
+                        Ok(())
+                    },
+                )
+            },
+            [message("a")],
+        )
+        .run()
+    };
+    let again = found(with(|| Probe::NotDone));
+    assert!(matches!(again.wrong, Wrong::Repeated { .. }), "{again}");
+    assert!(again.story.contains("the probe answered `NotDone`"), "{again}");
+    let never = found(with(|| Probe::done("")));
+    assert!(matches!(never.wrong, Wrong::Lost { .. }), "{never}");
+    assert!(never.story.contains("the probe answered `Done`"), "{never}");
+}
+
+#[test]
+fn what_is_held_is_wrong_only_where_nothing_is_to_be() {
+    let payments = || {
+        exhaust(
+            |world| {
+                Harness::new(topic(NonIdempotent, world), |payload, cx: World| async move {
+                    charge(text(&payload), &cx).await;
+                    Ok(())
+                })
+            },
+            [message("a")],
+        )
+    };
+    let tried = payments().run().unwrap();
+    assert!(!tried.held().is_empty());
+    let found = found(payments().nothing_held().run());
+    assert_eq!(found.schedule, tried.held()[0].0, "{found}");
+    assert!(matches!(found.wrong, Wrong::Held { .. }), "{found}");
+    assert!(found.story.contains("give the topic a probe"), "{found}");
+}
+
+/// Everything that becomes durable is an edge, on both sides of it; so is every await.
+#[test]
+fn every_place_to_die_is_tried() {
+    let all = exhaust(
+        |world| {
+            Harness::new(topic(NonIdempotent, world), |payload, cx: World| async move {
+                charge(text(&payload), &cx).await;
+                if &payload[..] == b"no" {
+                    Err("no such card").reject()?;
+                }
+                Err("who knows".into())
+            })
+        },
+        [message("a"), message("no")],
+    );
+    let Replayed { story, held, .. } = all.replay(&Schedule::default()).unwrap();
+    assert_eq!(held.len(), 1, "{story}");
+    for said in [
+        "durable: start of partition 0",
+        "durable: message [0]@0: attempt 1 begun",
+        "message [0]@0: attempt 1 starts",
+        "message [0]@0: attempt 1 waits at its await 1",
+        "message [0]@0: attempt 1 waits at its await 2",
+        "message [0]@0: attempt 1 ends with an end that leaves open what was applied: who knows",
+        "durable: message [0]@0: held in doubt",
+        "message [0]@1: given up, its dead letter is to be sent",
+        "durable: dead letter of message @1 (rejected)",
+        "message [0]@1: failed (rejected)",
+        "durable: commit of offset 2 of partition 0",
+    ] {
+        assert!(story.contains(said), "{said:?} is missing in\n{story}");
+    }
+    assert!(!story.contains("await 3"), "each await counts once:\n{story}");
+    let tried = all.run().unwrap();
+    let crashes: Vec<String> = (1..=tried.edges())
+        .map(|edge| {
+            let story = all.replay(&Schedule::default().and(edge)).unwrap().story;
+            let crash = story.lines().find(|line| line.contains("CRASH")).unwrap();
+            crash.to_owned()
+        })
+        .collect();
+    for said in [
+        "attempt 1 begun",
+        "held in doubt",
+        "dead letter of",
+        "commit of offset 2",
+        "start of partition",
+    ] {
+        for side in ["before this was durable", "after this was durable"] {
+            let dies = |crash: &&String| crash.contains(said) && crash.contains(side);
+            assert!(
+                crashes.iter().find(dies).is_some(),
+                "no crash {side}: {said}\n{crashes:#?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn schedules_are_data_and_are_replayed_alone() {
+    let payments = exhaust(
+        |world| {
+            Harness::new(topic(Idempotent, world), |payload, cx: World| async move {
+                charge(text(&payload), &cx).await;
+                Ok(())
+            })
+        },
+        [message("a")],
+    )
+    .final_state(|world| world.times("charge"));
+    let first = found(payments.run());
+    let text = first.schedule.to_string();
+    assert!(
+        first.story.contains(&format!(".replay(&\"{text}\".parse()?)")),
+        "{first}"
+    );
+    let again = found(payments.replay(&text.parse().unwrap()));
+    assert_eq!((&again.wrong, &again.schedule), (&first.wrong, &first.schedule));
+    for text in ["none", "7", "7,3"] {
+        assert_eq!(text.parse::<Schedule>().unwrap().to_string(), text);
+    }
+    assert!("7,x".parse::<Schedule>().is_err());
+    let beyond = payments.replay(&"1000".parse().unwrap());
+    assert!(matches!(beyond, Err(Error::NoSuchCrash { .. })), "{beyond:?}");
+}
+
+#[test]
+fn the_same_handler_gives_the_same_report() {
+    let run = || {
+        let tried = exhaust(
+            |world| {
+                Harness::new(topic(Idempotent, world), |payload, cx: World| async move {
+                    charge(text(&payload), &cx).await;
+                    Ok(())
+                })
+            },
+            messages(),
+        )
+        .final_state(|world| world.times("charge"))
+        .run();
+        found(tried).story
+    };
+    assert_eq!(run(), run());
+}
+
+#[test]
+fn more_schedules_than_allowed_are_refused_with_their_number() {
+    let payments = exhaust(
+        |world| {
+            Harness::new(topic(NonIdempotent, world), |payload, cx: World| async move {
+                charge(text(&payload), &cx).await;
+                Ok(())
+            })
+        },
+        messages(),
+    )
+    .crashes(2)
+    .at_most(200);
+    match payments.run() {
+        Err(Error::TooMany {
+            needed,
+            tried,
+            limit: 200,
+        }) => assert!(tried > 20 && needed > 200, "{tried} {needed}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn chance_in_a_token_is_found_out() {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let tried = exhaust(
+        |world| {
+            Harness::new(topic(PotentiallyIdempotent, world), |_, cx: World| async move {
+                let random = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                charge(random.to_string(), &cx).await;
+                Ok(())
+            })
+        },
+        [message("a")],
+    )
+    .run();
+    let Err(Error::NotDeterministic { expected, found }) = tried else {
+        panic!("{tried:?}")
+    };
+    assert_eq!((&*expected, &*found), ("effect: charge 0", "effect: charge 1"));
+}
+
+#[test]
+fn what_is_refused_without_a_crash_is_said() {
+    let tried = exhaust(
+        |world| {
+            let topic = Topic::bytes("payments", NonIdempotent).state(world.clone());
+            Harness::new(topic, |_, _: World| async { Ok(()) })
+        },
+        [message("a")],
+    )
+    .run();
+    let Err(error) = tried else { panic!("{tried:?}") };
+    assert!(
+        format!("{error:?}").contains("topics.payments.window"),
+        "{error:?}"
+    );
+}
+
+/// Inside an async test too, whatever its runtime.
+#[tokio::test]
+async fn it_works_in_an_async_test() {
+    let tried = exhaust(
+        |world| {
+            Harness::new(topic(NonIdempotent, world), |payload, cx: World| async move {
+                charge(text(&payload), &cx).await;
+                Ok(())
+            })
+        },
+        [message("a")],
+    )
+    .run();
+    assert!(tried.is_ok(), "{tried:?}");
+}
+
+#[test]
+fn a_handler_that_panics_is_followed() {
+    let tried = exhaust(
+        |world| {
+            Harness::new(topic(PotentiallyIdempotent, world), |_, cx: World| async move {
+                charge(cx.child_token("charge"), &cx).await;
+                assert!(cx.attempt() > 1, "the first attempt panics");
+                Ok(())
+            })
+        },
+        [message("a")],
+    );
+    tried.run().unwrap();
+    let story = tried.replay(&Schedule::default()).unwrap().story;
+    assert!(story.contains("a panic, the first attempt panics"), "{story}");
+}
+
+/// Whenever the process dies, what was given up is a dead letter or waits for a verdict.
+#[test]
+fn no_dead_letter_is_lost_by_a_crash() {
+    let rejects = exhaust(
+        |world| {
+            Harness::new(topic(NonIdempotent, world), |_, _: World| async move {
+                Err("no").reject()?;
+                Ok(())
+            })
+        },
+        [message("a")],
+    );
+    let edges = rejects.run().unwrap().edges();
+    for edge in 1..=edges {
+        let replayed = rejects.replay(&Schedule::default().and(edge)).unwrap();
+        let is_letter = replayed.story.contains("is a dead letter (rejected)");
+        assert!(is_letter != (replayed.held.len() == 1), "{}", replayed.story);
+    }
+}

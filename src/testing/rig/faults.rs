@@ -1,0 +1,74 @@
+//! What can go wrong around a rig's process, besides its own end.
+
+use std::time::Duration;
+
+#[cfg(test)]
+use super::Inline;
+use super::Rig;
+#[cfg(test)]
+use crate::journal::Submission;
+use crate::message::Offset;
+use crate::store::memory::Fault;
+
+impl Rig {
+    /// Delivers messages of a partition again, from that index of its log on: a rewind inside one assignment.
+    pub(crate) fn deliver_again(&mut self, partition: i32, from: usize) {
+        if let Some(next) = self
+            .process
+            .as_mut()
+            .and_then(|process| process.next.get_mut(&partition))
+        {
+            *next = from;
+        }
+    }
+
+    /// Where a message lies in the log of its partition.
+    pub(crate) fn index_of(&self, partition: i32, offset: Offset) -> Option<usize> {
+        let log = self.log.get(&partition)?;
+        log.iter().position(|(at, _)| *at == offset.0)
+    }
+
+    /// Takes a partition away without a drain: it is lost.
+    pub(crate) fn end(&mut self, partition: i32) {
+        let Some(id) = self.id(partition) else { return };
+        if let Some(process) = &mut self.process {
+            process.assignments.end(&[id]);
+            process.next.remove(&partition);
+        }
+    }
+
+    /// Takes a partition away as a rebalance does: it is drained, and what is held of it goes with it.
+    pub(crate) async fn revoke(&mut self, partition: i32, budget: Duration) {
+        let Some(id) = self.id(partition) else { return };
+        if let Some(process) = &mut self.process {
+            process.next.remove(&partition);
+        }
+        self.drain_some(&[id], budget, true).await;
+    }
+
+    /// Whether a partition is served.
+    pub(crate) fn serves(&self, partition: i32) -> bool {
+        let process = self.process.as_ref();
+        process.is_some_and(|process| process.next.contains_key(&partition))
+    }
+
+    /// The write after so many more fails; where no process runs, those of the next one are counted.
+    pub(crate) fn fail_write(&mut self, after: u64, fault: Fault) {
+        if self.is_running() {
+            self.store.fail_after(after, fault);
+        } else {
+            self.fails = Some((after, fault));
+        }
+    }
+}
+
+#[cfg(test)]
+impl Inline {
+    /// What of a group is written, where a fault is planted.
+    pub(super) fn tampered(&self, mut submission: Submission) -> Submission {
+        if let Some(script) = &self.script {
+            script.tamper(&mut submission.changes);
+        }
+        submission
+    }
+}
