@@ -443,7 +443,7 @@ impl Harness {
 
     /// As [`settle`](Self::settle); false where something is still in flight.
     pub(super) async fn run_out(&mut self) -> Result<bool, Error> {
-        let has_settled = self.rig.settle(SETTLE_WITHIN).await;
+        let has_settled = self.rig.run_out(SETTLE_WITHIN).await;
         self.failed().await?;
         Ok(has_settled)
     }

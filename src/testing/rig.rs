@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::letterbox::Letterbox;
-use super::script::{self, Change, Edge, Script, Side};
+use super::script::{Edge, Script, Side};
 #[cfg(test)]
 use crate::accounts::Account;
 use crate::accounts::Balance;
@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::commits::{Commits, Due};
 use crate::config::{Cold, Durability, Limits, Start, TopicPolicy};
 use crate::error::Error;
-use crate::journal::{Failure, Journal, Submission};
+use crate::journal::Journal;
 use crate::limits::{Budget, Waker};
 use crate::message::{BatchBuilder, Kept, NextOffset, Offset};
 use crate::metrics::TopicMeters;
@@ -36,72 +36,20 @@ use crate::token::{Extractor, Reader};
 #[cfg(test)]
 mod arrivals;
 mod faults;
+mod journals;
 mod rebuilds;
 mod remains;
 
 #[cfg(test)]
 pub(crate) use arrivals::Arriving;
+use journals::{Inline, Late};
 
-/// A journal that is durable at once, in the caller's thread.
-struct Inline {
-    store: Arc<dyn Store>,
-    script: Option<Script>,
-}
+/// How much time passes between two deliveries.
+const STEP: Duration = Duration::from_millis(10);
 
-impl Journal for Inline {
-    fn submit(&self, submission: Submission) {
-        if !submission.gate.accepts() {
-            submission.acks.fail(Failure::Fenced);
-            return;
-        }
-        let dies_at = |says: &[Change], side| {
-            let script = self.script.as_ref();
-            script.is_some_and(|script| script.dies_at(Edge::Group(says.to_vec()), side))
-        };
-        let says = script::changes(&submission.changes);
-        // A process that is gone is answered nothing.
-        if dies_at(&says, Side::Before) {
-            return;
-        }
-        #[cfg(test)]
-        let submission = self.tampered(submission);
-        match self.store.apply(&[submission.changes]) {
-            Ok(()) if dies_at(&says, Side::After) => {}
-            Ok(()) => submission.acks.acknowledge(submission.number),
-            Err(error) => submission.acks.fail(Failure::Broken(crate::error::chain(&error))),
-        }
-    }
-}
-
-/// A journal that takes its time: what is submitted meanwhile becomes durable together, as one group.
-struct Late(mpsc::UnboundedSender<Submission>);
-
-impl Late {
-    fn start(store: Arc<dyn Store>, delay: Duration) -> Self {
-        let (submissions, mut inbox) = mpsc::unbounded_channel::<Submission>();
-        let journal = Inline { store, script: None };
-        tokio::spawn(async move {
-            while let Some(first) = inbox.recv().await {
-                crate::clock::sleep_until(crate::clock::now() + delay).await;
-                journal.submit(first);
-                while let Ok(next) = inbox.try_recv() {
-                    journal.submit(next);
-                }
-            }
-        });
-        Self(submissions)
-    }
-}
-
-impl Journal for Late {
-    fn submit(&self, submission: Submission) {
-        if let Err(mpsc::error::SendError(submission)) = self.0.send(submission) {
-            submission
-                .acks
-                .fail(Failure::Broken("the journal is gone".into()));
-        }
-    }
-}
+/// Turns in which nothing is left to wait for. Once is not enough: what one record completes may wake work that was
+/// behind it.
+const SETTLED_AFTER: u32 = 3;
 
 fn dies_at(script: &Option<Script>, edge: Edge, side: Side) -> bool {
     script.as_ref().is_some_and(|script| script.dies_at(edge, side))
@@ -362,14 +310,10 @@ impl Rig {
 
     /// Delivers what is in the logs and lets virtual time pass; what is due is committed.
     pub(crate) async fn run_for(&mut self, time: Duration) {
-        let step = Duration::from_millis(10);
         let mut left = time;
         loop {
-            self.deliver();
-            let wait = step.min(left);
-            crate::clock::sleep_until(crate::clock::now() + wait).await;
-            self.clock.advance(wait);
-            self.commit();
+            let wait = STEP.min(left);
+            self.turn(wait).await;
             left = left.saturating_sub(wait);
             if left.is_zero() {
                 return;
@@ -377,19 +321,24 @@ impl Rig {
         }
     }
 
+    /// One turn of what the poll thread does.
+    async fn turn(&mut self, wait: Duration) {
+        self.deliver();
+        crate::clock::sleep_until(crate::clock::now() + wait).await;
+        self.clock.advance(wait);
+        self.commit();
+    }
+
     /// Runs until nothing is left to wait for, at most that long; false where something still is.
     pub(crate) async fn settle(&mut self, within: Duration) -> bool {
-        // Once is not enough: what one record completes may wake work that was behind it.
-        const STEPS: u32 = 3;
-        let step = Duration::from_millis(10);
         let mut left = within;
         let mut settled = 0;
-        while settled < STEPS {
+        while settled < SETTLED_AFTER {
             if left.is_zero() || self.has_failed() {
                 return false;
             }
-            self.run_for(step).await;
-            left = left.saturating_sub(step);
+            self.run_for(STEP).await;
+            left = left.saturating_sub(STEP);
             settled = if self.is_settled() { settled + 1 } else { 0 };
         }
         true

@@ -580,3 +580,67 @@ fn no_dead_letter_is_lost_by_a_crash() {
         assert!(is_letter != (replayed.held.len() == 1), "{}", replayed.story);
     }
 }
+
+/// From the moment of its death a process runs no code of the user's, whatever was ready to run.
+#[test]
+fn a_dead_process_polls_nothing() {
+    let ran = Mutex::new(Vec::new());
+    let ran = Arc::new(ran);
+    let payments = exhaust(
+        |world| {
+            let ran = Arc::clone(&ran);
+            Harness::new(
+                topic(Idempotent, world),
+                move |payload: bytes::Bytes, _: World| {
+                    ran.lock().unwrap().push(text(&payload));
+                    async { Ok(()) }
+                },
+            )
+        },
+        [message("a"), message("b")],
+    );
+    let story = payments.replay(&Schedule::default()).unwrap().story;
+    assert!(
+        story.find("@1: attempt 1 starts") < story.find("@0: attempt 1 ends"),
+        "they run beside each other:\n{story}"
+    );
+    let edges = payments.run().unwrap().edges();
+    let dies = (1..=edges).map(|edge| Schedule::default().and(edge));
+    let before_the_first = dies.filter(|schedule| {
+        let story = payments.replay(schedule).unwrap().story;
+        story.contains("just before: message [0]@0: attempt 1 starts")
+    });
+    let before_the_first: Vec<_> = before_the_first.collect();
+    assert_eq!(before_the_first.len(), 1);
+    ran.lock().unwrap().clear();
+    payments.replay(&before_the_first[0]).unwrap();
+    // Twice without a crash, then the process that dies, which ran nothing, and the one after it.
+    let expected = ["a", "b", "a", "b", "a", "b"];
+    let mut found = ran.lock().unwrap().clone();
+    found.chunks_mut(2).for_each(<[String]>::sort);
+    assert_eq!(found, expected);
+}
+
+/// A kill runs no destructor; dropping what is left of a process does, and what those say is not heard.
+#[test]
+fn what_a_dead_process_says_is_not_heard() {
+    struct Undo(Effects, String);
+    impl Drop for Undo {
+        fn drop(&mut self) {
+            self.0.note("undo", &self.1);
+        }
+    }
+    let tried = exhaust(
+        |world| {
+            Harness::new(topic(NonIdempotent, world), |payload, cx: World| async move {
+                let undo = Undo(cx.state().clone(), text(&payload));
+                charge(text(&payload), &cx).await;
+                std::mem::forget(undo);
+                Ok(())
+            })
+        },
+        [message("a")],
+    )
+    .run();
+    assert!(tried.is_ok(), "{tried:?}");
+}

@@ -2,13 +2,10 @@
 
 use std::time::Duration;
 
-#[cfg(test)]
-use super::Inline;
-use super::Rig;
-#[cfg(test)]
-use crate::journal::Submission;
+use super::{Rig, SETTLED_AFTER, STEP};
 use crate::message::Offset;
 use crate::store::memory::Fault;
+use crate::testing::script::Script;
 
 impl Rig {
     /// Delivers messages of a partition again, from that index of its log on: a rewind inside one assignment.
@@ -52,6 +49,29 @@ impl Rig {
         process.is_some_and(|process| process.next.contains_key(&partition))
     }
 
+    /// As `settle`, in strides that grow while nothing happens: a schedule is one of hundreds, and most of its time is
+    /// waiting.
+    pub(crate) async fn run_out(&mut self, within: Duration) -> bool {
+        const STRIDE_MAX: Duration = Duration::from_millis(160);
+        let (mut left, mut stride, mut settled, mut reached) = (within, STEP, 0, 0);
+        while settled < SETTLED_AFTER {
+            if left.is_zero() || self.has_failed() {
+                return false;
+            }
+            self.turn(stride).await;
+            left = left.saturating_sub(stride);
+            settled = if self.is_settled() { settled + 1 } else { 0 };
+            let now = self.script.as_ref().map_or(0, Script::reached);
+            stride = if now == reached && settled == 0 {
+                (stride * 2).min(STRIDE_MAX)
+            } else {
+                STEP
+            };
+            reached = now;
+        }
+        true
+    }
+
     /// The write after so many more fails; where no process runs, those of the next one are counted.
     pub(crate) fn fail_write(&mut self, after: u64, fault: Fault) {
         if self.is_running() {
@@ -59,16 +79,5 @@ impl Rig {
         } else {
             self.fails = Some((after, fault));
         }
-    }
-}
-
-#[cfg(test)]
-impl Inline {
-    /// What of a group is written, where a fault is planted.
-    pub(super) fn tampered(&self, mut submission: Submission) -> Submission {
-        if let Some(script) = &self.script {
-            script.tamper(&mut submission.changes);
-        }
-        submission
     }
 }
