@@ -59,7 +59,8 @@
 //! # Testing a handler
 //!
 //! With the feature `testing`, `hapax::testing::Harness` runs it without a broker and without C++: send, crash, restart,
-//! and read what became of each message.
+//! and read what became of each message. `hapax::testing::exhaust` does that at every place where a process can die, and
+//! tells the shortest story in which an effect repeats or is lost. docs/testing.md shows both.
 //!
 //! # The modules
 //!
@@ -164,3 +165,7 @@ pub use runtime::Summary;
 #[doc = include_str!("../README.md")]
 #[cfg(all(doctest, feature = "rocks", feature = "kafka"))]
 struct Readme;
+
+#[doc = include_str!("../docs/testing.md")]
+#[cfg(all(doctest, feature = "testing"))]
+struct TestingPage;

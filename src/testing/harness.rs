@@ -3,20 +3,31 @@
 use std::fmt;
 use std::future::Future;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::message::{DeadLetter, Held, Message, Sent};
 use super::rig::Rig;
+use super::script::Script;
+use super::watched::{Watch, Watched};
 use crate::accounts::Balance;
 use crate::bound::{Bound, Handled};
+use crate::class::Class;
 use crate::config::{self, Durability, Layer, TopicPolicy};
 use crate::error::Error;
 use crate::handler::{self, Binding, Callee, Context, Decode, Handler, HandlerError, IntoReply, Topic};
 use crate::message::NextOffset;
 use crate::outcome::{Closed, Verdict};
+use crate::store::memory::Fault;
 
 /// How long [`Harness::settle`] waits at most, in the time of the paused clock.
 const SETTLE_WITHIN: Duration = Duration::from_secs(600);
+
+/// How long what runs may take to end when its partition is revoked: the default of `drain`.
+const REVOKE_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often a consumer under a script commits, unless code or file say otherwise.
+const COMMIT_EVERY: Duration = Duration::from_millis(20);
 
 /// One consumer of one topic, without a broker.
 ///
@@ -58,6 +69,7 @@ pub struct Harness {
     code: Layer,
     partitions: i32,
     rig: Rig,
+    watch: Watch,
     /// The books of the process that ran last.
     books: Balance,
 }
@@ -99,7 +111,12 @@ impl Harness {
             readers,
             callee,
         } = binding;
-        let bound = Bound::new(callee, readers);
+        let watch = Watch::default();
+        let watched = Watched {
+            callee,
+            watch: watch.clone(),
+        };
+        let bound = Bound::new(Arc::new(watched), readers);
         // `start` replaces what stands here by what the settings say.
         let class = layer.class.unwrap_or(crate::Class::NonIdempotent);
         let policy = TopicPolicy::new(class, Duration::ZERO);
@@ -120,6 +137,7 @@ impl Harness {
             code,
             partitions: 1,
             rig,
+            watch,
             books: Balance::default(),
         };
         harness.partitions(1)
@@ -180,10 +198,13 @@ impl Harness {
         let Some(policy) = settings.topics.get(&self.topic) else {
             return Err(Error::Internal(format!("topic {} has no policy", self.topic)));
         };
-        let Handled { factory, readers } = self.bound.ready(&self.topic, policy)?;
+        let mut policy = policy.clone();
+        // A thread of the handler's own would outlive a crash, and come to its edges in no order.
+        policy.offload &= self.rig.script.is_none();
+        let Handled { factory, readers } = self.bound.ready(&self.topic, &policy)?;
         self.rig.replace(factory);
         self.rig.read_by(readers);
-        self.rig.policy = policy.clone();
+        self.rig.policy = policy;
         self.rig.dead_letter_topic = settings.dead_letter.topic_of(&self.topic);
         self.rig.max_clock_jump = settings.max_clock_jump;
         self.rig.commit_every = settings.commit_every;
@@ -311,6 +332,63 @@ impl Harness {
         self.rig.letterbox.refuse(refuse);
     }
 
+    /// The store's next write fails after `after` more that succeed: 0 fails the very next one. Where no consumer runs,
+    /// those of the next start are counted, of which assigning its partitions makes the first. A store that has failed
+    /// takes nothing more of that start, so [`run_for`](Self::run_for), [`settle`](Self::settle) or
+    /// [`start`](Self::start) say [`Error::Journal`] or [`Error::Store`], and the next start goes on with what is
+    /// there: without the group (`Fault::Lost`), or with it (`Fault::Survives`).
+    pub fn fail_write(&mut self, after: u64, fault: Fault) {
+        self.rig.fail_write(after, fault);
+    }
+
+    /// Delivers that message again, and every later one of its partition: a rewind inside one assignment. Does nothing
+    /// where no consumer runs, or the partition is away.
+    pub fn redeliver(&mut self, from: Sent) {
+        if let Some(index) = self.rig.index_of(from.partition, from.offset) {
+            self.rig.deliver_again(from.partition, index);
+        }
+    }
+
+    /// A rebalance takes a partition away, politely: what runs has 10 s to end and be recorded, the commit point is
+    /// committed, and what is held below it goes to the dead-letter topic with the reason `moved`. The consumer goes on
+    /// with the others. Does nothing where it is away already.
+    ///
+    /// # Errors
+    /// What stopped the consumer.
+    pub async fn revoke(&mut self, partition: i32) -> Result<(), Error> {
+        if self.rig.serves(partition) {
+            self.rig.revoke(partition, REVOKE_WITHIN).await;
+        }
+        self.failed().await
+    }
+
+    /// A partition is lost: the group has gone on without this consumer. What runs is dropped where it stands, nothing
+    /// more is recorded or committed.
+    pub fn lose(&mut self, partition: i32) {
+        self.rig.end(partition);
+    }
+
+    /// A rebalance gives a partition (back) to the consumer that runs; it goes on from what is committed. Does nothing
+    /// where it is here already.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    ///
+    /// # Panics
+    /// Where the topic has no such [partition](Self::partitions).
+    #[track_caller]
+    pub fn assign(&mut self, partition: i32) -> Result<(), Error> {
+        assert!(
+            (0..self.partitions).contains(&partition),
+            "partition {partition} of a topic with {} is assigned",
+            self.partitions
+        );
+        if self.rig.serves(partition) {
+            return Ok(());
+        }
+        self.rig.assign(partition)
+    }
+
     /// The offset committed for a partition, `None` before the first start.
     #[must_use]
     pub fn committed(&self, partition: i32) -> Option<NextOffset> {
@@ -328,6 +406,54 @@ impl Harness {
     /// is how log time passes. One message moves it by `max_clock_jump` (1 h) at most, until another confirms it.
     pub fn advance(&self, by: Duration) {
         self.rig.clock.advance(by);
+    }
+}
+
+/// What [`exhaust`](super::exhaust()) does with it.
+impl Harness {
+    /// The consumer of a script's first process, with those messages sent.
+    pub(super) fn sent(mut self, messages: &[Message]) -> Self {
+        for message in messages {
+            self.send(message.clone());
+        }
+        self
+    }
+
+    /// The next process: the other's handler and settings, on what this one has left behind.
+    pub(super) fn reborn(self, fresh: Self) -> Self {
+        Self {
+            topic: self.topic,
+            rig: self.rig,
+            partitions: self.partitions,
+            books: self.books,
+            bound: fresh.bound,
+            file: fresh.file,
+            code: fresh.code,
+            watch: fresh.watch,
+        }
+    }
+
+    /// From its next start on it dies by that script.
+    pub(super) fn watched_by(&mut self, script: &Script) {
+        // A commit for every few milliseconds: each is an edge, and the end comes sooner.
+        self.code.commit_every.get_or_insert(COMMIT_EVERY);
+        self.rig.script = Some(script.clone());
+        self.watch.by(script.clone());
+    }
+
+    /// As [`settle`](Self::settle); false where something is still in flight.
+    pub(super) async fn run_out(&mut self) -> Result<bool, Error> {
+        let has_settled = self.rig.run_out(SETTLE_WITHIN).await;
+        self.failed().await?;
+        Ok(has_settled)
+    }
+
+    pub(super) const fn class(&self) -> Class {
+        self.rig.policy.class
+    }
+
+    pub(super) fn topic(&self) -> &str {
+        &self.topic
     }
 }
 

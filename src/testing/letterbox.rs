@@ -2,11 +2,16 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::script::{Edge, Script, Side};
 use crate::broker::{self, Letter, Letters, Sending};
 
 /// The dead-letter topic. Clones share it.
 #[derive(Clone, Default)]
-pub(crate) struct Letterbox(Arc<Mutex<Inner>>);
+pub(crate) struct Letterbox {
+    inner: Arc<Mutex<Inner>>,
+    /// Whoever sends may die before or after.
+    script: Option<Script>,
+}
 
 #[derive(Default)]
 struct Inner {
@@ -18,6 +23,14 @@ impl Letterbox {
     /// From now on every letter is refused, or accepted again.
     pub(crate) fn refuse(&self, refusing: bool) {
         self.lock().refusing = refusing;
+    }
+
+    /// The same topic, for a process that dies by that script.
+    pub(crate) fn watched_by(&self, script: Option<Script>) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            script,
+        }
     }
 
     /// The letters so far.
@@ -44,7 +57,7 @@ impl Letterbox {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A push is whole or not there.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -52,15 +65,43 @@ impl Letters for Letterbox {
     fn send(&self, letter: Letter) -> Sending {
         let letterbox = self.clone();
         Box::pin(async move {
-            let mut inner = letterbox.lock();
-            if inner.refusing {
-                return Err(broker::Error::Letter {
-                    topic: letter.topic,
-                    why: "the test refuses it".into(),
-                });
+            let edge = Edge::Letter(said(&letter));
+            let dies_at = |side| {
+                let script = letterbox.script.as_ref();
+                script.is_some_and(|script| script.dies_at(edge.clone(), side))
+            };
+            if dies_at(Side::Before) {
+                return std::future::pending().await;
             }
-            inner.letters.push(letter);
+            letterbox.deliver(letter)?;
+            if dies_at(Side::After) {
+                return std::future::pending().await;
+            }
             Ok(())
         })
     }
+}
+
+impl Letterbox {
+    fn deliver(&self, letter: Letter) -> Result<(), broker::Error> {
+        let mut inner = self.lock();
+        if inner.refusing {
+            return Err(broker::Error::Letter {
+                topic: letter.topic,
+                why: "the test refuses it".into(),
+            });
+        }
+        inner.letters.push(letter);
+        Ok(())
+    }
+}
+
+/// Which message a letter is about, and why it was sent.
+fn said(letter: &Letter) -> String {
+    let of = |name: &str| {
+        let header = letter.headers.iter().find(|(found, _)| found == name);
+        let value = header.and_then(|(_, value)| value.as_deref()).unwrap_or_default();
+        String::from_utf8_lossy(value).into_owned()
+    };
+    format!("message @{} ({})", of("hapax-offset"), of("hapax-reason"))
 }

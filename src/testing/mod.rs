@@ -20,6 +20,8 @@
 //!
 //! - [`Harness`] is one consumer of one topic: it is started, crashed, stopped and started again
 //! - [`Message`] is what is sent to it
+//! - [`exhaust`](exhaust()) tries a handler at every crash there can be, and tells the shortest story in which an effect
+//!   repeats or is lost; the handler notes its [`Effects`] in the outside world that it is given
 //! - [`Held`] and [`DeadLetter`] are what became of messages that did not end well, [`Balance`] is what became of all
 //!
 //! Start the test with tokio's paused clock, `#[tokio::test(start_paused = true)]` (tokio's feature `test-util`): then
@@ -29,13 +31,20 @@
 //! What it does not show: the disk (a crash here loses nothing that was recorded), the broker's side of rebalances, and
 //! several topics in one consumer.
 
+mod effects;
+pub mod exhaust;
 mod harness;
 mod letterbox;
 mod message;
 mod rig;
+mod script;
+mod watched;
 
 pub use crate::accounts::{Account, Balance};
 pub use crate::outcome::{Closed, End, HeldFor, Stored, Verdict};
+pub use crate::store::memory::Fault;
+pub use effects::{Effect, Effects};
+pub use exhaust::exhaust;
 pub use harness::Harness;
 pub use message::{DeadLetter, Held, Message, Sent};
 #[cfg(test)]

@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::letterbox::Letterbox;
+use super::script::{Edge, Script, Side};
 #[cfg(test)]
 use crate::accounts::Account;
 use crate::accounts::Balance;
@@ -20,7 +21,7 @@ use crate::clock::Clock;
 use crate::commits::{Commits, Due};
 use crate::config::{Cold, Durability, Limits, Start, TopicPolicy};
 use crate::error::Error;
-use crate::journal::{Failure, Journal, Submission};
+use crate::journal::Journal;
 use crate::limits::{Budget, Waker};
 use crate::message::{BatchBuilder, Kept, NextOffset, Offset};
 use crate::metrics::TopicMeters;
@@ -28,62 +29,30 @@ use crate::outcome::{Open, Stage};
 use crate::partition::{Starts, Wiring};
 use crate::pulse::Pulse;
 use crate::store::lookups::Lookups;
-use crate::store::memory::MemoryStore;
+use crate::store::memory::{Fault, MemoryStore};
 use crate::store::{PartitionId, Store, TopicSpec};
 use crate::token::{Extractor, Reader};
 
 #[cfg(test)]
 mod arrivals;
+mod faults;
+mod journals;
 mod rebuilds;
 mod remains;
 
 #[cfg(test)]
 pub(crate) use arrivals::Arriving;
+use journals::{Inline, Late};
 
-/// A journal that is durable at once, in the caller's thread.
-struct Inline(Arc<dyn Store>);
+/// How much time passes between two deliveries.
+const STEP: Duration = Duration::from_millis(10);
 
-impl Journal for Inline {
-    fn submit(&self, submission: Submission) {
-        if !submission.gate.accepts() {
-            submission.acks.fail(Failure::Fenced);
-            return;
-        }
-        match self.0.apply(&[submission.changes]) {
-            Ok(()) => submission.acks.acknowledge(submission.number),
-            Err(error) => submission.acks.fail(Failure::Broken(crate::error::chain(&error))),
-        }
-    }
-}
+/// Turns in which nothing is left to wait for. Once is not enough: what one record completes may wake work that was
+/// behind it.
+const SETTLED_AFTER: u32 = 3;
 
-/// A journal that takes its time: what is submitted meanwhile becomes durable together, as one group.
-struct Late(mpsc::UnboundedSender<Submission>);
-
-impl Late {
-    fn start(store: Arc<dyn Store>, delay: Duration) -> Self {
-        let (submissions, mut inbox) = mpsc::unbounded_channel::<Submission>();
-        let journal = Inline(store);
-        tokio::spawn(async move {
-            while let Some(first) = inbox.recv().await {
-                crate::clock::sleep_until(crate::clock::now() + delay).await;
-                journal.submit(first);
-                while let Ok(next) = inbox.try_recv() {
-                    journal.submit(next);
-                }
-            }
-        });
-        Self(submissions)
-    }
-}
-
-impl Journal for Late {
-    fn submit(&self, submission: Submission) {
-        if let Err(mpsc::error::SendError(submission)) = self.0.send(submission) {
-            submission
-                .acks
-                .fail(Failure::Broken("the journal is gone".into()));
-        }
-    }
+fn dies_at(script: &Option<Script>, edge: Edge, side: Side) -> bool {
+    script.as_ref().is_some_and(|script| script.dies_at(edge, side))
 }
 
 /// See the module.
@@ -109,6 +78,10 @@ pub(crate) struct Rig {
     pub(crate) pulse: Pulse,
     /// How long a group takes to become durable.
     pub(crate) sync: Duration,
+    /// Where the process is to die, if that is scripted.
+    pub(crate) script: Option<Script>,
+    /// The write of the next start that fails, and how.
+    fails: Option<(u64, Fault)>,
 }
 
 struct Process {
@@ -146,6 +119,8 @@ impl Rig {
             // The rig has no poll thread that could stand still; a test of that puts its own here.
             pulse: Pulse::new(crate::clock::now(), Duration::MAX),
             sync: Duration::ZERO,
+            script: None,
+            fails: None,
         }
     }
 
@@ -196,6 +171,9 @@ impl Rig {
             false => MemoryStore::new("test", &[self.spec()]),
         });
         self.started = true;
+        if let Some((writes, fault)) = self.fails.take() {
+            self.store.fail_after(writes, fault);
+        }
         let store: Arc<dyn Store> = Arc::clone(&self.store) as Arc<dyn Store>;
         let commits = Commits::default();
         let budget = Budget::new(&self.limits, Waker::new(|| {}));
@@ -212,10 +190,13 @@ impl Rig {
             clock: self.clock.clone(),
             lookups: Lookups::inline(Arc::clone(&store)),
             journal: match self.sync {
-                Duration::ZERO => Arc::new(Inline(Arc::clone(&store))),
+                Duration::ZERO => Arc::new(Inline {
+                    store: Arc::clone(&store),
+                    script: self.script.clone(),
+                }),
                 delay => Arc::new(Late::start(Arc::clone(&store), delay)),
             },
-            letters: Arc::new(self.letterbox.clone()),
+            letters: Arc::new(self.letterbox.watched_by(self.script.clone())),
             commits: commits.clone(),
             budget: budget.clone(),
             meters: TopicMeters::new(&self.topic),
@@ -276,6 +257,9 @@ impl Rig {
         let Some(id) = process.assignments.id(&self.topic, partition) else {
             return Ok(());
         };
+        if dies_at(&self.script, Edge::Assigned { partition }, Side::Before) {
+            return Ok(());
+        }
         let mut prepared = process.assignments.prepare(id, facts)?;
         if let Some(plan) = prepared.rebuild().cloned() {
             let Some(point) = self.read_back(plan)? else {
@@ -298,6 +282,9 @@ impl Rig {
                 mark,
             },
         );
+        if dies_at(&self.script, Edge::Assigned { partition }, Side::After) {
+            return Ok(());
+        }
         process.assignments.serve(prepared);
         let log = self
             .log
@@ -324,14 +311,10 @@ impl Rig {
 
     /// Delivers what is in the logs and lets virtual time pass; what is due is committed.
     pub(crate) async fn run_for(&mut self, time: Duration) {
-        let step = Duration::from_millis(10);
         let mut left = time;
         loop {
-            self.deliver();
-            let wait = step.min(left);
-            crate::clock::sleep_until(crate::clock::now() + wait).await;
-            self.clock.advance(wait);
-            self.commit();
+            let wait = STEP.min(left);
+            self.turn(wait).await;
             left = left.saturating_sub(wait);
             if left.is_zero() {
                 return;
@@ -339,19 +322,24 @@ impl Rig {
         }
     }
 
+    /// One turn of what the poll thread does.
+    async fn turn(&mut self, wait: Duration) {
+        self.deliver();
+        crate::clock::sleep_until(crate::clock::now() + wait).await;
+        self.clock.advance(wait);
+        self.commit();
+    }
+
     /// Runs until nothing is left to wait for, at most that long; false where something still is.
     pub(crate) async fn settle(&mut self, within: Duration) -> bool {
-        // Once is not enough: what one record completes may wake work that was behind it.
-        const STEPS: u32 = 3;
-        let step = Duration::from_millis(10);
         let mut left = within;
         let mut settled = 0;
-        while settled < STEPS {
+        while settled < SETTLED_AFTER {
             if left.is_zero() || self.has_failed() {
                 return false;
             }
-            self.run_for(step).await;
-            left = left.saturating_sub(step);
+            self.run_for(STEP).await;
+            left = left.saturating_sub(STEP);
             settled = if self.is_settled() { settled + 1 } else { 0 };
         }
         true
@@ -414,6 +402,13 @@ impl Rig {
         let Some(process) = &self.process else { return };
         for Due { id, point, .. } in process.commits.take_due(crate::clock::now()) {
             let mark = CommitMark::from_metadata(&process.assignments.mark(point));
+            let edge = Edge::Commit {
+                partition: id.partition,
+                next: point.next.0,
+            };
+            if dies_at(&self.script, edge.clone(), Side::Before) {
+                return;
+            }
             self.committed.insert(
                 id.partition,
                 Committed {
@@ -421,6 +416,9 @@ impl Rig {
                     mark,
                 },
             );
+            if dies_at(&self.script, edge, Side::After) {
+                return;
+            }
             process
                 .commits
                 .answered(id, point.next, true, crate::clock::now());
@@ -439,14 +437,18 @@ impl Rig {
 
     /// Drains every partition; `revoked` where they go to another member. Returns the books.
     pub(crate) async fn drain(&mut self, budget: Duration, revoked: bool) -> Vec<Balance> {
+        let ids = self.process.as_ref().map(|process| process.assignments.ids());
+        self.drain_some(&ids.unwrap_or_default(), budget, revoked).await
+    }
+
+    /// The same of some partitions.
+    async fn drain_some(&mut self, ids: &[PartitionId], budget: Duration, revoked: bool) -> Vec<Balance> {
         let Some(process) = &self.process else {
             return Vec::new();
         };
-        let ids = process.assignments.ids();
-        let deadline = process.assignments.drain(&ids, budget, revoked);
+        let deadline = process.assignments.drain(ids, budget, revoked);
         while let Some(process) = &self.process {
-            if process.assignments.are_drained(&ids)
-                || crate::clock::now() > deadline + Duration::from_secs(1)
+            if process.assignments.are_drained(ids) || crate::clock::now() > deadline + Duration::from_secs(1)
             {
                 break;
             }
@@ -457,7 +459,7 @@ impl Rig {
         let Some(process) = &mut self.process else {
             return Vec::new();
         };
-        process.assignments.end(&ids);
+        process.assignments.end(ids);
         process.assignments.balances()
     }
 
@@ -524,26 +526,6 @@ impl Rig {
     #[allow(dead_code, reason = "for the next schedule")]
     pub(crate) fn forget_commit(&mut self, partition: i32) {
         self.committed.remove(&partition);
-    }
-
-    /// Delivers messages of a partition again, from that index of its log on: a rewind inside one assignment.
-    pub(crate) fn deliver_again(&mut self, partition: i32, from: usize) {
-        if let Some(next) = self
-            .process
-            .as_mut()
-            .and_then(|process| process.next.get_mut(&partition))
-        {
-            *next = from;
-        }
-    }
-
-    /// Takes a partition away without a drain: it is lost.
-    pub(crate) fn end(&mut self, partition: i32) {
-        let Some(id) = self.id(partition) else { return };
-        if let Some(process) = &mut self.process {
-            process.assignments.end(&[id]);
-            process.next.remove(&partition);
-        }
     }
 
     /// The next start finds an empty directory.

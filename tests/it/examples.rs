@@ -131,6 +131,7 @@ fn those_without_a_broker() {
         "named_handler",
         "probe",
         "retry_and_dead_letter",
+        "test_a_handler",
         "test_without_broker",
         "token_sources",
         "windows_per_topic",

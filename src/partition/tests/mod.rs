@@ -12,6 +12,7 @@ mod arrivals;
 mod breaker;
 mod crashes;
 mod drains;
+mod everywhere;
 mod held;
 mod holds;
 mod journal;

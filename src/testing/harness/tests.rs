@@ -335,3 +335,83 @@ async fn a_handler_that_is_a_value_is_run_and_asked() {
     let end = stock.outcome(sent).unwrap().unwrap().end;
     assert_eq!(end, End::Done(Stored::Reply("found".into())));
 }
+
+/// The store's next write fails: nothing is taken for written, and the next start goes on with what is there.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_fails_stops_the_consumer_and_drops_nothing() {
+    for (fault, account) in [(Fault::Lost, Account::Done), (Fault::Survives, Account::Held)] {
+        let (mut bank, seen) = bank(topic(), || Ok(()));
+        bank.start().await.unwrap();
+        bank.send(message("a"));
+        // The very next one is its begin.
+        bank.fail_write(0, fault);
+        let error = bank.settle().await.unwrap_err();
+        assert!(matches!(error, Error::Journal(_)), "{error:?}");
+        assert_eq!(attempts(&seen), [] as [u32; 0], "begun before run");
+        bank.start().await.unwrap();
+        let books = bank.settle().await.unwrap();
+        assert_eq!((books.of(account), books.remainder()), (1, 0), "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_fails_in_the_next_start_is_counted_from_there() {
+    let (mut bank, seen) = bank(topic(), || Ok(()));
+    bank.send(message("a"));
+    bank.fail_write(0, Fault::Lost);
+    let error = bank.start().await.unwrap_err();
+    assert!(matches!(error, Error::Store(_)), "{error:?}");
+    bank.crash();
+    bank.start().await.unwrap();
+    bank.settle().await.unwrap();
+    assert_eq!(attempts(&seen), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rewind_is_silent() {
+    let (mut bank, seen) = bank(topic(), || Ok(()));
+    let first = bank.send(message("a"));
+    bank.send(message("b"));
+    bank.start().await.unwrap();
+    bank.settle().await.unwrap();
+    bank.redeliver(first);
+    let books = bank.settle().await.unwrap();
+    assert_eq!((books.of(Account::Redelivery), attempts(&seen).len()), (2, 2));
+}
+
+/// Away and back: politely, and by a loss that drops what runs.
+#[tokio::test(start_paused = true)]
+async fn a_partition_goes_away_and_comes_back() {
+    for lost in [false, true] {
+        let mut bank = Harness::new(topic(), |_, cx: Context| async move {
+            if cx.partition() == 0 {
+                crate::clock::sleep_until(crate::clock::now() + Duration::from_secs(5)).await;
+            }
+            Ok(())
+        })
+        .partitions(2);
+        let slow = bank.send(message("a"));
+        bank.start().await.unwrap();
+        bank.run_for(Duration::from_millis(50)).await.unwrap();
+        if lost {
+            bank.lose(0);
+        } else {
+            bank.revoke(0).await.unwrap();
+        }
+        assert_eq!(
+            bank.committed(0),
+            Some(NextOffset(i64::from(!lost))),
+            "what runs may end, unless the partition is lost"
+        );
+        // The other one is served meanwhile.
+        let other = bank.send(message("b").partition(1));
+        bank.settle().await.unwrap();
+        assert!(bank.outcome(other).unwrap().is_some());
+        bank.assign(0).unwrap();
+        bank.assign(0).unwrap();
+        bank.settle().await.unwrap();
+        let held: Vec<_> = bank.held().unwrap().iter().map(|held| held.of).collect();
+        assert_eq!(held, if lost { vec![slow] } else { vec![] }, "lost: {lost}");
+        assert_eq!(bank.outcome(slow).unwrap().is_some(), !lost);
+    }
+}
