@@ -19,6 +19,7 @@
 
 mod admit;
 mod begin;
+mod counts;
 mod ended;
 mod hold;
 mod judge;
@@ -52,7 +53,7 @@ use crate::fence::Gate;
 use crate::journal::{Acks, Failure};
 use crate::ledger::{CommitPoint, Ledger};
 use crate::message::Batch;
-use crate::metrics::{PartitionMeters, PartitionReading};
+use crate::metrics::PartitionMeters;
 use crate::outcome::Open;
 use crate::store::lookups::{Answer, Loading};
 use crate::store::{Changes, Known, PartitionId};
@@ -517,67 +518,6 @@ impl Partition {
             self.submit();
         }
         Ok(false)
-    }
-
-    /// Shows the gauges; called once per commit interval.
-    fn show(&self) {
-        let wall_ms = self.wiring.clock.wall_ms();
-        let oldest = self.resting.iter().map(|(_, resting)| resting.since_ms).min();
-        let oldest = self
-            .works
-            .iter()
-            .map(|(_, work)| work.since_ms)
-            .filter(|since| *since > 0)
-            .chain(oldest)
-            .min();
-        self.meters.show(&PartitionReading {
-            open: self.index.len(),
-            oldest_open_ms: oldest.map_or(0, |since| wall_ms - since),
-            held: self.held,
-            ledger_gap: self.ledger.len(),
-            jump_pending: self.time.is_jump_pending(),
-            balance: self.accounts.balance(),
-        });
-    }
-
-    fn count_held(&mut self, bytes: usize) {
-        self.held += 1;
-        self.held_bytes += bytes;
-        self.wiring.budget.hold(bytes);
-    }
-
-    fn uncount_held(&mut self, bytes: usize) {
-        self.held -= 1;
-        self.held_bytes -= bytes;
-        self.wiring.budget.let_go(1, bytes);
-    }
-
-    fn give_back_budget(&mut self) {
-        if self.released_budget > 0 {
-            self.wiring.budget.give_back(self.released_budget);
-            self.released_budget = 0;
-        }
-    }
-
-    /// The end of the assignment: what is in flight or held goes to the next owner.
-    fn release_all(&mut self) {
-        let in_flight = self
-            .works
-            .iter()
-            .filter(|(_, work)| matches!(work.origin, work::Origin::Taken(_)))
-            .count();
-        let mut undelivered = 0;
-        while let Ok(batch) = self.batches.try_recv() {
-            undelivered += batch.len();
-        }
-        self.accounts.take(undelivered as u64);
-        self.wiring
-            .budget
-            .give_back(in_flight + undelivered + self.released_budget);
-        self.released_budget = 0;
-        self.wiring.budget.let_go(self.held, self.held_bytes);
-        self.accounts.release();
-        self.show();
     }
 
     fn stop(&mut self, offset: crate::message::Offset, why: impl Into<String>) {
