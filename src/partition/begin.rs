@@ -40,11 +40,10 @@ impl Partition {
         } else {
             0
         };
-        while self.draining.is_none()
-            && self.slots_used < slots + ahead
-            && !self.ready.is_empty()
-            && self.may_prepare()
-        {
+        while self.draining.is_none() && self.slots_used < slots + ahead {
+            if self.ready.is_empty() || !self.may_prepare() {
+                break;
+            }
             let Some(id) = self.ready.pop_front() else { break };
             let Some(work) = self.works.get_mut(id) else {
                 continue;

@@ -419,9 +419,9 @@ impl Partition {
     /// Whether another batch may be taken: back-pressure towards the poll thread is not taking.
     fn takes(&self) -> bool {
         self.draining.is_none()
+            && self.may_take()
             && self.stopped.is_none()
             && self.letters_failing == 0
-            && self.may_take()
             && self.asked.len() < ASKED_MAX
             && !self.wiring.budget.is_held_full()
             && !self.wiring.window_full.load(Ordering::Relaxed)
