@@ -21,7 +21,6 @@ use crate::clock::Clock;
 use crate::commits::{Commits, Due};
 use crate::config::{Cold, Durability, Limits, Start, TopicPolicy};
 use crate::error::Error;
-use crate::journal::Journal;
 use crate::limits::{Budget, Waker};
 use crate::message::{BatchBuilder, Kept, NextOffset, Offset};
 use crate::metrics::TopicMeters;

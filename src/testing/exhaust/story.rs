@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 
 use super::{Ran, Wrong};
-use crate::class::Class;
 use crate::testing::Sent;
 use crate::testing::script::{At, Attempt, Code, Edge, Event, Said, Side};
 
