@@ -10,6 +10,7 @@
 
 mod admin_port;
 mod arrivals;
+mod away;
 mod bad_input;
 mod bad_store;
 mod changelog_gone;
@@ -46,5 +47,6 @@ mod standby;
 mod start;
 mod store;
 mod sync_order;
+mod together;
 mod traces;
 mod trim;
