@@ -10,6 +10,7 @@
 
 mod admin_port;
 mod arrivals;
+mod away;
 mod bad_input;
 mod bad_store;
 mod changelog_gone;
@@ -47,5 +48,6 @@ mod standby;
 mod start;
 mod store;
 mod sync_order;
+mod together;
 mod traces;
 mod trim;
