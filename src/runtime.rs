@@ -32,9 +32,11 @@ use crate::pulse::{Progress, Pulse, Unserved};
 use crate::store::lookups::Lookups;
 use crate::sweep::Sweeper;
 use crate::token::Extractor;
+use bar::Bar;
 use opening::{Counts, Growth, Opened, Unclosed, open, without_corrupt_copy};
 use replicating::{Helpers, JournalThread, arrive, rebuild, replicate};
 
+mod bar;
 mod opening;
 mod replicating;
 
@@ -157,6 +159,7 @@ impl Drop for Running {
 struct Ending {
     poll: thread::JoinHandle<()>,
     sweeper: Sweeper,
+    bar: Option<Bar>,
     helpers: Option<Helpers>,
     journal: JournalThread,
     lookups: thread::JoinHandle<()>,
@@ -168,6 +171,7 @@ impl Ending {
     fn end(self) -> Result<(), crate::store::Error> {
         let _ = self.poll.join();
         drop(self.sweeper);
+        drop(self.bar);
         drop(self.helpers);
         self.journal.join();
         let _ = self.lookups.join();
@@ -284,6 +288,7 @@ fn start(
         runtime: Handle::current(),
         failures,
     };
+    let bar = Bar::start(progress.clone()).map_err(no_thread("the bar"))?;
     let (done, polled) = oneshot::channel();
     let poll = {
         let (settings, signal) = (Arc::clone(settings), Arc::clone(&signal));
@@ -308,6 +313,7 @@ fn start(
     let ending = Ending {
         poll: poll.map_err(no_thread("polling"))?,
         sweeper,
+        bar,
         helpers,
         journal: journal_thread,
         lookups: lookups_thread,
