@@ -7,7 +7,7 @@
 //! A rebalance callback only records its event. The thread applies it later, after draining, because waiting inside
 //! the callback for work that needs this thread would deadlock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -67,6 +67,8 @@ pub(crate) struct PollThread {
     pub(super) strays: Strays,
     /// Everything was lost, and the group is to be joined anew.
     joins_anew: Option<JoinAnew>,
+    /// What the group has given to this member, by what the client has told: also what is arriving, or refused.
+    pub(super) of_group: BTreeSet<(String, i32)>,
     pub(super) reported: tokio::sync::watch::Sender<Unserved>,
     progress: Progress,
 }
@@ -135,6 +137,7 @@ impl PollThread {
             rebuilding,
             strays: Strays::Unknown,
             joins_anew: None,
+            of_group: BTreeSet::new(),
             reported,
         })
     }
@@ -223,6 +226,8 @@ impl PollThread {
     fn join_anew(&mut self) {
         let Some(joins) = &self.joins_anew else { return };
         let held = self.consumer.assignment().ok().map(|list| list.count());
+        // What was still arriving the client does not hold, and would be given the same, unheard.
+        let held = held.map(|held| held.max(self.of_group.len()));
         if !joins.is_due(held, clock::now()) {
             return;
         }

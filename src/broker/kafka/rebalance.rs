@@ -64,8 +64,14 @@ pub(super) enum Strays {
 impl PollThread {
     pub(super) fn apply(&mut self, event: Event) -> Result<(), Error> {
         match event {
-            Event::Assigned(partitions) => self.assigned(&partitions),
-            Event::Revoked { partitions, lost } => self.revoked(&partitions, lost),
+            Event::Assigned(partitions) => {
+                self.of_group.extend(partitions.iter().cloned());
+                self.assigned(&partitions)
+            }
+            Event::Revoked { partitions, lost } => {
+                self.of_group.retain(|given| !partitions.contains(given));
+                self.revoked(&partitions, lost)
+            }
         }
     }
 
