@@ -36,8 +36,8 @@ impl Fleet {
                 Topic::bytes(&self.topic, self.class)
                     .state(effects.clone())
                     .after_failure(AfterFailure::Suppress)
-                    .retry(3, Duration::from_secs(20))
-                    .retry_overall(3, Duration::from_secs(20))
+                    .retry(1, Duration::from_secs(20))
+                    .retry_overall(1, Duration::from_secs(20))
                     .window(Window::hours(1)),
                 member::handle,
             )
