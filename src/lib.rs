@@ -108,7 +108,7 @@ mod commits;
 pub mod config;
 #[cfg(all(feature = "rocks", feature = "kafka"))]
 mod consumer;
-#[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
+#[cfg(any(test, feature = "kafka"))]
 mod copies;
 pub mod crash;
 pub mod dead_letter;
@@ -135,7 +135,7 @@ mod recovery;
 mod retry_budget;
 #[cfg(all(feature = "rocks", feature = "kafka"))]
 mod runtime;
-#[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
+#[cfg(any(test, feature = "kafka"))]
 mod standby;
 pub mod store;
 #[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
