@@ -58,13 +58,19 @@ impl Partition {
     /// How long a message is held for its next attempt. The doubling starts after those in place.
     fn next_hold(&mut self, id: WorkId, asked: Option<Duration>) -> Option<Duration> {
         let work = self.works.get(id)?;
-        let retry = self.wiring.policy.retry;
-        let attempts_max = retry.overall.attempts.checked_sub(retry.in_place.attempts)?;
+        let (in_place, overall) = (
+            self.wiring.policy.retry.in_place,
+            self.wiring.policy.retry.overall,
+        );
+        if overall.attempts < in_place.attempts || work.attempts >= overall.attempts {
+            return None;
+        }
         let bounds = Bounds {
-            attempts_max,
-            total: retry.overall.total,
-            first: retry.overall.first,
-            wait_max: retry.overall.max,
+            // Asked above: what is counted below are holds.
+            attempts_max: u32::MAX,
+            total: overall.total,
+            first: overall.first,
+            wait_max: overall.max,
         };
         let wall_ms = self.wiring.clock.wall_ms();
         let since_ms = if work.since_ms == 0 {
@@ -74,14 +80,7 @@ impl Partition {
         };
         let elapsed = Duration::from_millis(wall_ms.saturating_sub(since_ms).max(0) as u64);
         // The first hold may come before all attempts in place were made: their time was spent.
-        let held = (work.attempts + 1).saturating_sub(retry.in_place.attempts).max(1);
-        if work.attempts >= retry.overall.attempts {
-            return None;
-        }
-        let bounds = Bounds {
-            attempts_max: attempts_max.max(held + 1),
-            ..bounds
-        };
+        let held = (work.attempts + 1).saturating_sub(in_place.attempts).max(1);
         self.waits.next(&bounds, held, elapsed, asked)
     }
 
@@ -119,12 +118,10 @@ impl Partition {
 
     /// The hold of a message behind its key is durable.
     pub(super) fn held_behind_key(&mut self, order: Option<u64>, open: OpenId) {
-        let Some(blocked) = order.and_then(|order| self.blocked.get_mut(&order)) else {
-            return;
-        };
-        blocked.holding -= 1;
-        blocked.queue.push_back(open);
-        if let Some(order) = order {
+        let Some(order) = order else { return };
+        if let Some(blocked) = self.blocked.get_mut(&order) {
+            blocked.holding -= 1;
+            blocked.queue.push_back(open);
             self.run_next_of(order);
         }
     }
@@ -167,13 +164,9 @@ impl Partition {
 
     /// The message that others of its key wait for has ended, or holds them up no more.
     pub(super) fn end_block(&mut self, id: WorkId) {
-        let order = self.works.get_mut(id).and_then(|work| work.blocks.take());
-        if let Some(order) = order {
-            self.end_block_of(order);
-        }
-    }
-
-    pub(super) fn end_block_of(&mut self, order: u64) {
+        let Some(order) = self.works.get_mut(id).and_then(|work| work.blocks.take()) else {
+            return;
+        };
         if let Some(blocked) = self.blocked.get_mut(&order) {
             blocked.is_waiting = false;
             self.run_next_of(order);
@@ -301,15 +294,16 @@ impl Partition {
         };
         // It may be what ended the process.
         let is_suspect = self.wiring.unclean_starts > 0 && due_ms <= self.assigned_ms;
-        // Downstream may have forgotten its child tokens.
-        let in_doubt = may_have_applied && self.wiring.policy.class.is_guarded() && !self.may_rerun(id);
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
         work.suspect = is_suspect;
         work.may_have_applied = may_have_applied;
-        work.in_doubt = in_doubt;
         work.phase = Phase::Ready;
+        let in_doubt = self.is_forgotten(id);
+        if let Some(work) = self.works.get_mut(id) {
+            work.in_doubt = in_doubt;
+        }
         self.ready.push_front(id);
     }
 }
