@@ -9,8 +9,8 @@
 //! A partition that goes and comes back has another ticket. What is told under the old one may be older than what its
 //! owner in between has committed, and is dropped.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::collections::VecDeque;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -18,11 +18,9 @@ use crate::assignments::Facts;
 use crate::broker;
 use crate::clock::{self, Instant};
 use crate::error::Error;
-use crate::patience::{self, GIVE_UP};
+use crate::patience::{self, GIVE_UP, Said};
 use crate::store::PartitionId;
-
-/// Names one wish to know of a partition. A later wish for the same partition has another.
-type Ticket = u64;
+use crate::wanted::{Ticket, Wanted};
 
 /// How the broker is asked.
 pub(crate) trait Questions: Send + 'static {
@@ -39,7 +37,6 @@ pub(crate) struct Arrivals {
     wishes: mpsc::Sender<Vec<Wish>>,
     told: mpsc::Receiver<Vec<Told>>,
     wanted: Wanted,
-    next: Ticket,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -56,26 +53,9 @@ struct Told {
     outcome: Result<Facts, Error>,
 }
 
-/// Which partitions are still to be known, under which ticket.
-#[derive(Debug, Clone, Default)]
-struct Wanted(Arc<Mutex<BTreeMap<PartitionId, Ticket>>>);
-
-impl Wanted {
-    fn map(&self) -> MutexGuard<'_, BTreeMap<PartitionId, Ticket>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wants(&self, id: PartitionId, ticket: Ticket) -> bool {
-        self.map().get(&id) == Some(&ticket)
-    }
-}
-
 /// One question takes no longer, however long it has been waited: one partition without an answer does not keep the thread
 /// from others for long.
 const QUESTION_MAX: Duration = Duration::from_secs(10);
-
-/// How often it is said that something is waited for.
-const SAY_EVERY: Duration = Duration::from_secs(5);
 
 impl Arrivals {
     /// Starts the thread. `wake` is called when there is something to [take](Self::take).
@@ -94,50 +74,41 @@ impl Arrivals {
         thread::Builder::new()
             .name("hapax-ask".into())
             .spawn(move || Asking::new(questions, inbox, known).serve(&tell, &wake))?;
-        Ok(Self {
-            wishes,
-            told,
-            wanted,
-            next: 1,
-        })
+        Ok(Self { wishes, told, wanted })
     }
 
     /// Those were assigned.
-    pub(crate) fn expect(&mut self, ids: &[PartitionId]) {
+    pub(crate) fn expect(&self, ids: &[PartitionId]) {
         let since = clock::now();
-        let mut wishes = Vec::with_capacity(ids.len());
-        for id in ids {
-            self.wanted.map().insert(*id, self.next);
-            wishes.push(Wish {
-                id: *id,
-                ticket: self.next,
-                since,
-            });
-            self.next += 1;
-        }
+        let wish = |id: &PartitionId| Wish {
+            id: *id,
+            ticket: self.wanted.want(*id),
+            since,
+        };
+        let wishes = ids.iter().map(wish).collect();
         // A thread that is gone has panicked, and said so.
         let _ = self.wishes.send(wishes);
     }
 
     /// Those are given away, or lost.
-    pub(crate) fn forget(&mut self, ids: &[PartitionId]) {
-        self.wanted.map().retain(|id, _| !ids.contains(id));
+    pub(crate) fn forget(&self, ids: &[PartitionId]) {
+        ids.iter().for_each(|id| self.wanted.forget(*id));
     }
 
     /// Partitions of which nothing is known yet. They are ours, and not served.
     pub(crate) fn waiting(&self) -> Vec<PartitionId> {
-        self.wanted.map().keys().copied().collect()
+        self.wanted.ids()
     }
 
     /// What has been told since, of what is still wanted.
     ///
     /// # Errors
     /// Where the broker has given no answer for too long.
-    pub(crate) fn take(&mut self) -> Result<Vec<(PartitionId, Facts)>, Error> {
+    pub(crate) fn take(&self) -> Result<Vec<(PartitionId, Facts)>, Error> {
         let mut known = Vec::new();
         for Told { id, ticket, outcome } in self.told.try_iter().flatten() {
             if self.wanted.wants(id, ticket) {
-                self.wanted.map().remove(&id);
+                self.wanted.forget(id);
                 known.push((id, outcome?));
             }
         }
@@ -147,7 +118,7 @@ impl Arrivals {
 
 impl Drop for Arrivals {
     fn drop(&mut self) {
-        self.wanted.map().clear();
+        self.wanted.forget_all();
     }
 }
 
@@ -157,7 +128,7 @@ struct Asking<Q> {
     inbox: mpsc::Receiver<Vec<Wish>>,
     wanted: Wanted,
     pending: VecDeque<Together>,
-    said: Option<Instant>,
+    said: Said,
 }
 
 /// Those that are asked for at once.
@@ -178,13 +149,13 @@ impl Together {
 }
 
 impl<Q: Questions> Asking<Q> {
-    const fn new(questions: Q, inbox: mpsc::Receiver<Vec<Wish>>, wanted: Wanted) -> Self {
+    fn new(questions: Q, inbox: mpsc::Receiver<Vec<Wish>>, wanted: Wanted) -> Self {
         Self {
             questions,
             inbox,
             wanted,
             pending: VecDeque::new(),
-            said: None,
+            said: Said::default(),
         }
     }
 
@@ -212,7 +183,7 @@ impl<Q: Questions> Asking<Q> {
                     return Some(next);
                 }
             }
-            self.said = None;
+            self.said = Said::default();
             let new = self.inbox.recv().ok()?;
             self.pending.push_back(Together::new(new));
         }
@@ -264,11 +235,7 @@ impl<Q: Questions> Asking<Q> {
                 outcome: Err(error),
             }];
         }
-        if self
-            .said
-            .is_none_or(|said| now.saturating_duration_since(said) > SAY_EVERY)
-        {
-            self.said = Some(now);
+        if self.said.is_due(now) {
             tracing::warn!(
                 why = %crate::error::chain(&error), partitions = asked.len(), ?waited,
                 "partitions that were assigned are not served yet; they are asked for again, and the others are served. A question \
@@ -296,7 +263,8 @@ const fn is_final(error: &Error) -> bool {
 mod tests {
     use super::*;
     use crate::store::TopicId;
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::{Arc, Mutex};
 
     const fn id(partition: i32) -> PartitionId {
         PartitionId {
@@ -439,7 +407,7 @@ mod tests {
         }
         let (asked, is_asked) = mpsc::channel();
         let (end, ended) = mpsc::channel::<()>();
-        let mut arrivals = Arrivals::start(Never(asked, ended), || {}).unwrap();
+        let arrivals = Arrivals::start(Never(asked, ended), || {}).unwrap();
         arrivals.expect(&[id(0)]);
         is_asked.recv_timeout(Duration::from_secs(60)).unwrap();
         drop(arrivals);

@@ -146,6 +146,7 @@ pub mod token;
 mod trace;
 #[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
 mod trim;
+mod wanted;
 pub mod window;
 
 pub use bytes::Bytes;

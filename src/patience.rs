@@ -43,26 +43,43 @@ pub(crate) const fn may_change(error: &Error) -> bool {
     )
 }
 
+/// Of one who says now and then that it waits.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Said(Option<Instant>);
+
+impl Said {
+    /// Whether it is time to say it again; then it is said now.
+    pub(crate) fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self
+            .0
+            .is_none_or(|said| now.saturating_duration_since(said) > SAY_EVERY);
+        if is_due {
+            self.0 = Some(now);
+        }
+        is_due
+    }
+}
+
 /// Of one who waits.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
     /// When it was last heard that it goes on.
     heard: Instant,
-    said: Option<Instant>,
+    said: Said,
 }
 
 impl Patience {
     pub(crate) const fn new(now: Instant) -> Self {
         Self {
             heard: now,
-            said: None,
+            said: Said(None),
         }
     }
 
     /// It goes on: whatever was waited for before counts no more.
     pub(crate) const fn hear(&mut self, now: Instant) {
         self.heard = now;
-        self.said = None;
+        self.said = Said(None);
     }
 
     pub(crate) fn waited(&self, now: Instant) -> Duration {
@@ -76,13 +93,7 @@ impl Patience {
 
     /// Whether it is time to say that it waits.
     pub(crate) fn says(&mut self, now: Instant) -> bool {
-        let is_time = self
-            .said
-            .is_none_or(|said| now.saturating_duration_since(said) > SAY_EVERY);
-        if is_time {
-            self.said = Some(now);
-        }
-        is_time
+        self.said.is_due(now)
     }
 }
 

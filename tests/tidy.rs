@@ -80,6 +80,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "rebuild",
             "standby",
             "sweep",
+            "wanted",
         ],
     ),
     (

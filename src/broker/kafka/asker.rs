@@ -11,11 +11,10 @@ use std::thread;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
-use super::rights::missing;
-use super::{ANSWER_MAX, unreachable};
+use super::ANSWER_MAX;
+use super::rights::unanswered;
 use crate::arrivals::Questions;
 use crate::assignments::Facts;
 use crate::broker::{self, CommitMark, Committed};
@@ -91,14 +90,6 @@ pub(crate) fn committed(settings: &Settings, partitions: &[(String, i32)]) -> Re
     let client = client(settings)?;
     let committed = super::admin::committed(settings, &client, &list(partitions))?;
     facts(settings, &client, partitions, &committed, ANSWER_MAX)
-}
-
-/// A question without an answer: nobody was there, or nobody may ask.
-fn unanswered(settings: &Settings, what: &'static str) -> impl FnOnce(KafkaError) -> broker::Error {
-    move |error| match missing(error.rdkafka_error_code()) {
-        Some(right) => right.error(settings, crate::error::chain(&error)),
-        None => unreachable(settings, what)(error),
-    }
 }
 
 fn client(settings: &Settings) -> Result<BaseConsumer, Error> {

@@ -18,7 +18,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::raw::{Message, RawQueue};
-use super::rights::{Right, missing};
+use super::rights::{Right, code, missing, unanswered};
 use super::signal::Signal;
 use super::{ANSWER_MAX, unreachable};
 use crate::broker::Error;
@@ -116,12 +116,11 @@ impl Ends {
     pub(super) fn within(&self, topic: &str, partition: i32, at_most: Duration) -> Result<(i64, i64), Error> {
         self.everything
             .fetch_watermarks(topic, partition, at_most)
-            .map_err(|error| match missing(error.rdkafka_error_code()) {
+            .map_err(|error| match missing(code(&error)) {
                 Some(Right::Inputs) => {
                     Right::Changelog(topic).error(&self.settings, crate::error::chain(&error))
                 }
-                Some(right) => right.error(&self.settings, crate::error::chain(&error)),
-                None => unreachable(&self.settings, "asking for the ends of a changelog")(error),
+                _ => unanswered(&self.settings, "asking for the ends of a changelog")(error),
             })
     }
 

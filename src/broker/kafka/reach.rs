@@ -13,8 +13,7 @@ use rdkafka::error::KafkaResult;
 use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::changelog::{self, Read, Span, Unread};
-use super::rights::missing;
-use super::unreachable;
+use super::rights::unanswered;
 use crate::broker;
 use crate::clock;
 use crate::config::Settings;
@@ -213,16 +212,15 @@ fn ask<T>(
             Err(_) if stop() => return Ok(None),
             Err(error) => error,
         };
-        if let Some(right) = missing(error.rdkafka_error_code()) {
-            return Err(right.error(settings, crate::error::chain(&error)).into());
-        }
+        let why = crate::error::chain(&error);
+        let error = Error::from(unanswered(settings, what)(error));
         let now = clock::now();
-        if patience.is_spent(now) {
-            return Err(unreachable(settings, what)(error).into());
+        if !patience::may_change(&error) || patience.is_spent(now) {
+            return Err(error);
         }
         let waited = patience.waited(now);
         if patience.says(now) {
-            tracing::warn!(why = %crate::error::chain(&error), ?waited, "{what} failed, asking again");
+            tracing::warn!(%why, ?waited, "{what} failed, asking again");
         }
         thread::park_timeout(patience::pause(waited));
     }

@@ -6,11 +6,9 @@
 use std::cell::RefCell;
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
 
 use super::changelog::{self, Read, Span};
 use super::reach::{Reach, config, reaches, unreadable};
-use super::restorer::{Ticket, Wanted};
 use super::take::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, push};
 use crate::clock;
 use crate::config::Settings;
@@ -20,6 +18,7 @@ use crate::message::BatchBuilder;
 use crate::pulse::Progress;
 use crate::rebuild::{Going, Plan, Rebuild};
 use crate::store::{PartitionId, Store};
+use crate::wanted::{Ticket, Wanted};
 
 /// A partition's window is whole, or cannot be read.
 #[derive(Debug)]
@@ -34,7 +33,6 @@ pub(crate) struct Rebuilt {
 pub(crate) struct Rebuilder {
     jobs: Option<mpsc::Sender<(Plan, Ticket)>>,
     wanted: Wanted,
-    next: Ticket,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -70,16 +68,13 @@ impl Rebuilder {
         Ok(Self {
             jobs: Some(jobs),
             wanted,
-            next: 1,
             thread: Some(thread),
         })
     }
 
     /// Asks for a partition's window. It is heard of under this ticket, unless it is forgotten before.
-    pub(super) fn rebuild(&mut self, plan: Plan) -> Ticket {
-        let ticket = self.next;
-        self.next += 1;
-        self.wanted.map().insert(plan.id, ticket);
+    pub(super) fn rebuild(&self, plan: Plan) -> Ticket {
+        let ticket = self.wanted.want(plan.id);
         if let Some(jobs) = &self.jobs {
             // A thread that is gone has panicked, and said so.
             let _ = jobs.send((plan, ticket));
@@ -89,7 +84,7 @@ impl Rebuilder {
 
     /// Nobody wants that partition any more.
     pub(super) fn forget(&self, id: PartitionId) {
-        self.wanted.map().remove(&id);
+        self.wanted.forget(id);
     }
 }
 
@@ -97,7 +92,7 @@ impl Drop for Rebuilder {
     /// Waits for its end: the thread holds the store.
     fn drop(&mut self) {
         self.jobs = None;
-        self.wanted.map().clear();
+        self.wanted.forget_all();
         if let Some(thread) = self.thread.take() {
             // One that panicked has said so itself.
             let _ = thread.join();
@@ -142,14 +137,9 @@ fn work(settings: &Arc<Settings>, store: &Arc<dyn Store>, told: &Told<'_>, mut l
             ticket,
             outcome: Err(error),
         });
-        while told.wanted.wants(id, ticket) {
-            thread::park_timeout(LOOK);
-        }
+        told.wanted.await_forgotten(id, ticket);
     }
 }
-
-/// How often whoever waits looks whether anybody still wants it.
-const LOOK: Duration = Duration::from_millis(20);
 
 fn read(
     settings: &Arc<Settings>,

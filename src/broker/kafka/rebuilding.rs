@@ -7,10 +7,10 @@ use std::sync::mpsc;
 
 use super::consumer::PollThread;
 use super::rebuilder::{Rebuilder, Rebuilt};
-use super::restorer::Ticket;
 use crate::assignments::{Assignments, Prepared};
 use crate::error::Error;
 use crate::store::PartitionId;
+use crate::wanted::Ticket;
 
 /// What a consumer that rebuilds has besides.
 pub(crate) struct Rebuilding {

@@ -12,7 +12,7 @@ use rdkafka::topic_partition_list::Offset as KafkaOffset;
 
 use super::consumer::PollThread;
 use super::member::Member;
-use super::restorer::{Restored, Restorer, Ticket};
+use super::restorer::{Restored, Restorer};
 use crate::assignments::{Facts, Prepared};
 use crate::copies::Copies;
 use crate::error::Error;
@@ -20,6 +20,7 @@ use crate::journal::Acks;
 use crate::journal::replicated::Replicated;
 use crate::message::NextOffset;
 use crate::store::PartitionId;
+use crate::wanted::Ticket;
 
 /// What a replicated consumer has besides.
 pub(crate) struct Replication {

@@ -7,7 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -25,9 +25,7 @@ use crate::patience::{self, Patience};
 use crate::pulse::Progress;
 use crate::recovery::{Recovery, Source};
 use crate::store::{PartitionId, Store, TopicId};
-
-/// Names one wish to have a partition read. A later wish for the same partition has another.
-pub(crate) type Ticket = u64;
+use crate::wanted::{LOOK, Ticket, Wanted};
 
 /// A partition is read, or cannot be.
 #[derive(Debug)]
@@ -52,22 +50,7 @@ pub(crate) struct Parts {
 pub(crate) struct Restorer {
     jobs: Option<mpsc::Sender<Vec<(PartitionId, Ticket)>>>,
     wanted: Wanted,
-    next: Ticket,
     thread: Option<thread::JoinHandle<()>>,
-}
-
-/// Which partitions are still wanted, under which ticket.
-#[derive(Clone, Default)]
-pub(super) struct Wanted(Arc<Mutex<BTreeMap<PartitionId, Ticket>>>);
-
-impl Wanted {
-    pub(super) fn map(&self) -> MutexGuard<'_, BTreeMap<PartitionId, Ticket>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn wants(&self, id: PartitionId, ticket: Ticket) -> bool {
-        self.map().get(&id) == Some(&ticket)
-    }
 }
 
 impl Restorer {
@@ -89,19 +72,13 @@ impl Restorer {
         Ok(Self {
             jobs: Some(jobs),
             wanted,
-            next: 1,
             thread: Some(thread),
         })
     }
 
     /// Asks for partitions to be read. Each is heard of under its ticket, unless it is forgotten before.
-    pub(crate) fn restore(&mut self, ids: &[PartitionId]) -> Vec<(PartitionId, Ticket)> {
-        let mut job = Vec::with_capacity(ids.len());
-        for id in ids {
-            self.wanted.map().insert(*id, self.next);
-            job.push((*id, self.next));
-            self.next += 1;
-        }
+    pub(crate) fn restore(&self, ids: &[PartitionId]) -> Vec<(PartitionId, Ticket)> {
+        let job: Vec<_> = ids.iter().map(|id| (*id, self.wanted.want(*id))).collect();
         if let Some(jobs) = &self.jobs {
             // A thread that is gone has panicked, and said so.
             let _ = jobs.send(job.clone());
@@ -111,7 +88,7 @@ impl Restorer {
 
     /// Nobody wants that partition any more.
     pub(crate) fn forget(&self, id: PartitionId) {
-        self.wanted.map().remove(&id);
+        self.wanted.forget(id);
     }
 }
 
@@ -119,7 +96,7 @@ impl Drop for Restorer {
     /// Waits for its end: the thread holds the store.
     fn drop(&mut self) {
         self.jobs = None;
-        self.wanted.map().clear();
+        self.wanted.forget_all();
         if let Some(thread) = self.thread.take() {
             // One that panicked has said so itself.
             let _ = thread.join();
@@ -172,17 +149,12 @@ fn work(parts: &Parts, wanted: &Wanted, job: &[(PartitionId, Ticket)], restored:
             ticket,
             outcome: Err(error),
         });
-        while wanted.wants(id, ticket) {
-            thread::park_timeout(LOOK);
-        }
+        wanted.await_forgotten(id, ticket);
     }
 }
 
 /// The last owner trims once more at most after it has lost a partition; another owner may come in between.
 const TRIMMED_MAX: usize = 10;
-
-/// How often whoever waits looks whether anybody still wants it.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// A stop waits for the question that is under way.
 const QUESTION_MAX: Duration = Duration::from_secs(3);

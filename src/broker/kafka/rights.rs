@@ -3,8 +3,10 @@
 //! A refusal comes back as often as it is asked, so whoever meets one stops and says so, where any other error of the
 //! client would be waited out.
 
+use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 
+use super::unreachable;
 use crate::broker::Error;
 use crate::config::Settings;
 
@@ -77,5 +79,21 @@ pub(super) fn missing(code: Option<RDKafkaErrorCode>) -> Option<Right<'static>> 
         RDKafkaErrorCode::TopicAuthorizationFailed => Some(Right::Inputs),
         RDKafkaErrorCode::TransactionalIdAuthorizationFailed => Some(Right::Transactions),
         _ => None,
+    }
+}
+
+/// The code of an error; those of transactions carry theirs elsewhere.
+pub(super) fn code(error: &KafkaError) -> Option<RDKafkaErrorCode> {
+    match error {
+        KafkaError::Transaction(error) => Some(error.code()),
+        error => error.rdkafka_error_code(),
+    }
+}
+
+/// A question without an answer: nobody was there, or nobody may ask.
+pub(super) fn unanswered(settings: &Settings, what: &'static str) -> impl FnOnce(KafkaError) -> Error {
+    move |error| match missing(code(&error)) {
+        Some(right) => right.error(settings, crate::error::chain(&error)),
+        None => unreachable(settings, what)(error),
     }
 }

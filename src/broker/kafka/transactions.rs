@@ -14,7 +14,7 @@ use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::changelog::{self, Read, Span};
 use super::member::Member;
-use super::rights::{Right, missing};
+use super::rights::{Right, code, missing, unanswered};
 use crate::broker::{CommitMark, Error};
 use crate::clock::{self, Instant};
 use crate::config::Settings;
@@ -94,14 +94,9 @@ impl KafkaTransactions {
         let producer: ThreadedProducer<Deliveries> = config
             .create_with_context(Deliveries::default())
             .map_err(refused)?;
-        producer.init_transactions(*timeout).map_err(|error| {
-            let cause = Cause::Kafka(error);
-            match (missing(cause.code()), cause) {
-                (Some(right), cause) => right.error(settings, cause.text()),
-                (None, Cause::Kafka(error)) => super::unreachable(settings, "preparing transactions")(error),
-                (None, cause) => Error::Config(cause.text()),
-            }
-        })?;
+        producer
+            .init_transactions(*timeout)
+            .map_err(unanswered(settings, "preparing transactions"))?;
         self.producer = Some(producer);
         self.unique = Session::create().0;
         Ok(())
@@ -380,10 +375,7 @@ impl From<KafkaError> for Cause {
 impl Cause {
     fn code(&self) -> Option<RDKafkaErrorCode> {
         match self {
-            Self::Kafka(KafkaError::Transaction(error))
-            | Self::Offsets(KafkaError::Transaction(error))
-            | Self::Commit(KafkaError::Transaction(error)) => Some(error.code()),
-            Self::Kafka(error) | Self::Offsets(error) | Self::Commit(error) => error.rdkafka_error_code(),
+            Self::Kafka(error) | Self::Offsets(error) | Self::Commit(error) => code(error),
             Self::Refused(_) | Self::Late(_) => None,
         }
     }
