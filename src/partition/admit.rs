@@ -93,13 +93,7 @@ impl Partition {
     }
 
     pub(super) fn order_of(&self, key: Option<&[u8]>) -> Option<u64> {
-        match self.wiring.policy.concurrency {
-            // A null key says nothing about order; two keys of one hash are ordered needlessly, never wrongly.
-            Concurrency::ByKey(_) => key.map(|key| u64::from(crc32fast::hash(key)) << 32 | key.len() as u64),
-            // The partition is one key: what is begun ahead waits for what comes before it.
-            Concurrency::Ordered => Some(0),
-            Concurrency::Unordered(_) => None,
-        }
+        order_of(self.wiring.policy.concurrency, key)
     }
 
     /// After an unclean start the first messages are begun in every class, so that one that kills the process is
@@ -192,6 +186,17 @@ impl Partition {
         if let Some(work) = self.works.get_mut(id) {
             work.phase = phase;
         }
+    }
+}
+
+/// What orders a message, if anything does.
+pub(super) fn order_of(concurrency: Concurrency, key: Option<&[u8]>) -> Option<u64> {
+    match concurrency {
+        // A null key says nothing about order; two keys of one hash are ordered needlessly, never wrongly.
+        Concurrency::ByKey(_) => key.map(|key| u64::from(crc32fast::hash(key)) << 32 | key.len() as u64),
+        // The partition is one key: what is begun ahead waits for what comes before it.
+        Concurrency::Ordered => Some(0),
+        Concurrency::Unordered(_) => None,
     }
 }
 

@@ -189,9 +189,16 @@ pub(super) struct Resting {
     pub(super) behind: Vec<OpenId>,
     /// The key that it holds up, or waits for.
     pub(super) order: Option<u64>,
+    /// It waited for its key, which is its own now.
+    pub(super) is_its_turn: bool,
 }
 
 impl Resting {
+    /// Whether it is kept for later, and not only begun by somebody who is gone.
+    pub(super) fn is_held(&self) -> bool {
+        matches!(self.state, RestingState::Held(_))
+    }
+
     /// What its record is called.
     pub(super) fn name(&self) -> (TokenKey, Offset) {
         (self.keys.first(), self.offset)

@@ -17,6 +17,7 @@ mod held;
 mod holds;
 mod journal;
 mod limits;
+mod many;
 mod outcomes;
 mod random;
 mod rebuilds;
