@@ -53,7 +53,8 @@ impl Partition {
             };
             // What was begun before goes by its own row: a hold behind its key would not say that it may have run.
             let has_run = work.open_at.is_some();
-            if !has_run && work.order.is_some_and(|order| self.blocked.contains_key(&order)) {
+            let may_be_blocked = !has_run && work.unblocked_at != self.blocks;
+            if may_be_blocked && work.order.is_some_and(|order| self.blocked.contains_key(&order)) {
                 self.hold(id, HeldFor::Key, None);
                 continue;
             }

@@ -7,6 +7,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use hashbrown::hash_map::Entry;
+
 use super::Partition;
 use super::leave::by_message;
 use super::work::{OpenId, Phase, Resting, RestingState, WorkId};
@@ -24,15 +26,28 @@ pub(super) const LOAD_MAX: usize = 256;
 /// What a record at rest is called. Its number alone may be another's by the time that it is looked at again.
 pub(super) type Name = (TokenKey, Offset);
 
-/// A key of which a message is held.
+/// A key of which a message is held. Nearly always nobody is behind it, and then it is small: there may be as many as there
+/// are held messages.
 #[derive(Debug, Default)]
 pub(super) struct Blocked {
     /// The one that the others wait for has not ended.
     is_waiting: bool,
-    /// On their way to the disk, to be held behind it.
+    behind: Option<Box<Behind>>,
+}
+
+/// Messages that are held behind another of their key.
+#[derive(Debug, Default)]
+struct Behind {
+    /// On their way to the disk.
     holding: usize,
-    /// Held behind it, in the order in which they run. One that has left its rest meanwhile is passed over.
+    /// Held, in the order in which they run. One that has left its rest meanwhile is passed over.
     queue: VecDeque<(OpenId, Name)>,
+}
+
+impl Blocked {
+    fn behind(&mut self) -> &mut Behind {
+        self.behind.get_or_insert_default()
+    }
 }
 
 /// Held messages on their way from the store.
@@ -105,7 +120,7 @@ impl Partition {
         };
         if why == HeldFor::Key {
             if let Some(order) = work.order {
-                self.blocked.entry(order).or_default().holding += 1;
+                self.blocked_of(order).behind().holding += 1;
             }
             return;
         }
@@ -122,8 +137,9 @@ impl Partition {
     pub(super) fn held_behind_key(&mut self, order: Option<u64>, open: OpenId) {
         let Some(order) = order else { return };
         if let Some(blocked) = self.blocked.get_mut(&order) {
-            blocked.holding -= 1;
-            blocked
+            let behind = blocked.behind();
+            behind.holding -= 1;
+            behind
                 .queue
                 .extend(self.resting.get(open).map(|resting| (open, resting.name())));
             self.run_next_of(order);
@@ -148,7 +164,10 @@ impl Partition {
             resting.order = order;
         }
         match order {
-            Some(order) if waits => self.blocked.entry(order).or_default().queue.push_back((id, name)),
+            Some(order) if waits => {
+                let blocked = self.blocked_of(order);
+                blocked.behind().queue.push_back((id, name));
+            }
             Some(order) => self.block(order),
             // Its topic orders nothing any more: nobody is waited for.
             None if waits => self.freed.push_back((id, name)),
@@ -158,12 +177,23 @@ impl Partition {
 
     /// Others of that key are held until somebody says that it is over.
     pub(super) fn block(&mut self, order: u64) {
-        self.blocked.entry(order).or_default().is_waiting = true;
+        self.blocked_of(order).is_waiting = true;
+    }
+
+    fn blocked_of(&mut self, order: u64) -> &mut Blocked {
+        match self.blocked.entry(order) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                self.blocks += 1;
+                entry.insert(Blocked::default())
+            }
+        }
     }
 
     /// Everything is taken up: whoever waits for nobody runs.
     pub(super) fn run_next_of_all(&mut self) {
-        let mut orders: Vec<u64> = self.blocked.keys().copied().collect();
+        let idle = self.blocked.iter().filter(|(_, blocked)| !blocked.is_waiting);
+        let mut orders: Vec<u64> = idle.map(|(order, _)| *order).collect();
         orders.sort_unstable();
         for order in orders {
             self.run_next_of(order);
@@ -185,7 +215,8 @@ impl Partition {
         let Some(blocked) = self.blocked.get_mut(&order).filter(|blocked| !blocked.is_waiting) else {
             return;
         };
-        while let Some((next, name)) = blocked.queue.pop_front() {
+        let behind = blocked.behind();
+        while let Some((next, name)) = behind.queue.pop_front() {
             let resting = self.resting.get_mut(next);
             if let Some(resting) = resting.filter(|resting| resting.name() == name) {
                 resting.is_its_turn = true;
@@ -194,7 +225,7 @@ impl Partition {
                 return;
             }
         }
-        if blocked.holding == 0 {
+        if behind.holding == 0 {
             self.blocked.remove(&order);
         }
     }

@@ -187,7 +187,7 @@ impl Partition {
         if resting.state == RestingState::Held(HeldFor::Token) {
             // Its number may be another's soon, and that one is not behind this token.
             for key in resting.keys.as_slice() {
-                if let Some(Holder::Resting(first)) = self.index.get(key).copied()
+                if let Some(Holder::Resting(first)) = self.index.get(key)
                     && let Some(first) = self.resting.get_mut(first)
                 {
                     first.behind.retain(|behind| *behind != id);
@@ -195,9 +195,7 @@ impl Partition {
             }
         }
         for key in resting.keys.as_slice() {
-            if self.index.get(key) == Some(&Holder::Resting(id)) {
-                self.index.remove(key);
-            }
+            self.index.leave(key, Holder::Resting(id));
         }
         Some(resting)
     }

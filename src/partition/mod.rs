@@ -144,6 +144,8 @@ pub(crate) struct Partition {
     retry_due: BTreeSet<(i64, OpenId)>,
     /// Keys of which a message is held.
     blocked: HashMap<u64, Blocked>,
+    /// How often one more key came to be held up.
+    blocks: u64,
     /// Held messages whose key is theirs now.
     freed: VecDeque<(OpenId, Name)>,
     loads: Option<Loads>,
@@ -273,6 +275,7 @@ impl Partition {
             due: Vec::new(),
             retry_due: BTreeSet::new(),
             blocked: HashMap::new(),
+            blocks: 0,
             freed: VecDeque::new(),
             loads: None,
             returned: VecDeque::new(),

@@ -312,8 +312,7 @@ impl Partition {
             let single = waiting.keys.as_slice().len() == 1;
             match closed {
                 // The outcome is durable, and nobody has opened the token since: no look-up is needed to share it.
-                Some(closed) if single && !self.index.contains_key(&key) => {
-                    self.index.insert(key, Holder::Work(waiter));
+                Some(closed) if single && self.index.claim(key, Holder::Work(waiter)).is_none() => {
                     self.meets_closed(waiter, closed, 1);
                 }
                 _ => self.enter(waiter),

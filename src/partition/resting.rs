@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 
 use slab::Slab;
 
-use super::work::{Keys, OpenId, Resting, RestingState};
+use super::work::{Keys, OpenId, Resting, RestingState, number};
 use crate::config::Concurrency;
+use crate::message::Offset;
 use crate::outcome::{HeldFor, Open, Stage, Verdict};
 use crate::store::{self, Known, PartitionId, Store};
 use crate::token::TokenKey;
@@ -18,21 +19,27 @@ use crate::token::TokenKey;
 #[derive(Debug, Default)]
 pub(super) struct Rests {
     records: Slab<Resting>,
-    /// Whether it is held, the wall clock since when it is open, and its number.
-    ages: BTreeSet<(bool, i64, OpenId)>,
+    /// The wall clock since when each is open, and its number; the held ones apart from those that were begun.
+    held: BTreeSet<(i64, u32)>,
+    begun: BTreeSet<(i64, u32)>,
 }
 
 impl Rests {
     pub(super) fn insert(&mut self, resting: Resting) -> OpenId {
         let (is_held, since_ms) = (resting.is_held(), resting.since_ms);
         let id = self.records.insert(resting);
-        self.ages.insert((is_held, since_ms, id));
+        self.ages(is_held).insert((since_ms, number(id)));
         id
+    }
+
+    fn ages(&mut self, is_held: bool) -> &mut BTreeSet<(i64, u32)> {
+        if is_held { &mut self.held } else { &mut self.begun }
     }
 
     pub(super) fn try_remove(&mut self, id: OpenId) -> Option<Resting> {
         let resting = self.records.try_remove(id)?;
-        let was_there = self.ages.remove(&(resting.is_held(), resting.since_ms, id));
+        let age = (resting.since_ms, number(id));
+        let was_there = self.ages(resting.is_held()).remove(&age);
         assert!(was_there, "record {id} at rest had no age: {resting:?}");
         Some(resting)
     }
@@ -48,15 +55,13 @@ impl Rests {
 
     /// The wall clock since when the oldest of all is open.
     pub(super) fn oldest_ms(&self) -> Option<i64> {
-        let begun = self.ages.first().map(|(_, since_ms, _)| *since_ms);
-        let held = self.held().next().map(|(since_ms, _)| since_ms);
-        begun.into_iter().chain(held).min()
+        let oldest = self.held.first().into_iter().chain(self.begun.first());
+        oldest.map(|(since_ms, _)| *since_ms).min()
     }
 
     /// Held records and since when each is open, the oldest first.
     pub(super) fn held(&self) -> impl Iterator<Item = (i64, OpenId)> {
-        let held = self.ages.range((true, i64::MIN, 0)..);
-        held.map(|(_, since_ms, id)| (*since_ms, *id))
+        self.held.iter().map(|(since_ms, id)| (*since_ms, *id as OpenId))
     }
 }
 
@@ -120,6 +125,13 @@ impl Found {
         }
     }
 
+    fn offset(&self) -> Offset {
+        match &self.0 {
+            Kind::Whole(open) => open.offset,
+            Kind::Resting(resting, _) => resting.offset,
+        }
+    }
+
     pub(super) fn keys(&self) -> &[TokenKey] {
         match &self.0 {
             Kind::Whole(open) => &open.keys,
@@ -152,10 +164,8 @@ pub(crate) fn find(
     concurrency: Concurrency,
 ) -> Result<(Known, Vec<Found>), store::Error> {
     let mut found = Vec::new();
-    let known = store.visit(id, &mut |open| {
-        let offset = open.offset;
-        found.push((offset, Found::of(open, concurrency)));
-    })?;
-    found.sort_by_key(|(offset, _)| *offset);
-    Ok((known, found.into_iter().map(|(_, found)| found).collect()))
+    let known = store.visit(id, &mut |open| found.push(Found::of(open, concurrency)))?;
+    // One offset may have two records: held behind its token, and its own.
+    found.sort_unstable_by_key(|found: &Found| (found.offset(), found.keys().first().copied()));
+    Ok((known, found))
 }

@@ -14,9 +14,14 @@ impl Partition {
     /// held ones rest until they are due, or for a verdict, or too old; a verdict given meanwhile is carried out; a letter
     /// that was not acknowledged is sent again.
     pub(super) fn restore(&mut self, found: Vec<Found>) {
-        let (mut behind, first): (Vec<_>, Vec<_>) = found.into_iter().partition(Found::is_behind_its_token);
-        for found in first {
-            self.take_up(found);
+        self.index.reserve(found.len());
+        let mut behind = Vec::new();
+        for found in found {
+            if found.is_behind_its_token() {
+                behind.push(found);
+            } else {
+                self.take_up(found);
+            }
         }
         // Whoever is held behind a token comes after the record that holds it, which may have the higher offset: a
         // message can be held that was passed over as a duplicate before. And so on, behind each of these.
@@ -115,12 +120,12 @@ impl Partition {
             _ => self.rest_with_key(id, order),
         }
         for key in keys.as_slice() {
-            self.index.entry(*key).or_insert(Holder::Resting(id));
+            self.index.claim(*key, Holder::Resting(id));
         }
     }
 
     fn holder_of(&self, keys: &[TokenKey]) -> Option<Holder> {
-        keys.iter().find_map(|key| self.index.get(key).copied())
+        keys.iter().find_map(|key| self.index.get(key))
     }
 
     /// What an operator decided while the consumer was stopped.
@@ -206,6 +211,7 @@ impl Partition {
             has_slot: false,
             owns_key: false,
             blocks: None,
+            unblocked_at: u64::MAX,
             judged_ms: self.time.now_ms().unwrap_or(open.first_seen_ms),
             seen_floor_ms: open.first_seen_ms,
             attempts: open.attempts,
@@ -227,7 +233,7 @@ impl Partition {
             keys,
         });
         for key in &open.keys {
-            self.index.entry(*key).or_insert(Holder::Work(id));
+            self.index.claim(*key, Holder::Work(id));
         }
         Some(id)
     }
