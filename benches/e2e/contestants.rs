@@ -27,7 +27,7 @@ use crate::{Result, filled, held, process, slow, twice};
 /// The header that all contestants read the token from.
 pub(crate) const HEADER: &str = "idempotency-key";
 /// All that was run is recorded and committed within this, or the run has failed.
-const COMMITTED_WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const COMMITTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A run in which no handler is called for so long has failed.
 const SILENCE_MAX: Duration = Duration::from_secs(60);

@@ -71,7 +71,7 @@ fn held(run: &Run) -> Result<Vec<Figure>> {
 fn duplicates(run: &Run) -> Result<Vec<Figure>> {
     let mut pairs = Vec::new();
     for round in 1..=run.rounds {
-        let topic = format!("{}-twice-{round}", run.topic);
+        let topic = format!("{}-twice-{round}-{}", run.topic, std::process::id());
         let group = format!("twice-{round}-{}", std::process::id());
         let state = State::new(run, "twice")?;
         twice::load(run, &topic, false)?;

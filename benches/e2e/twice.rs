@@ -7,14 +7,18 @@
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use hapax::accounts::Account;
 use hapax::config::Durability;
 use hapax::{Class, Context, Raw, Token, Topic, Window};
 
 use crate::broker::Observer;
-use crate::contestants::{Ended, HEADER, Measured, Progress, Task, configured, to_the_end};
+use crate::contestants::{COMMITTED_WITHIN, HEADER, Measured, Progress, Task, chain, configured};
 use crate::{Result, Run, process};
+
+/// The clock stops at the last commit, and so much of it may be waiting for that.
+const COMMIT_EVERY: Duration = Duration::from_millis(10);
 
 /// Fills a topic, or appends the same tokens to it once more.
 pub(crate) fn load(run: &Run, topic: &str, again: bool) -> Result<()> {
@@ -44,15 +48,24 @@ pub(crate) fn consume(task: &Task, account: Account) -> Result<Measured> {
     let topic = Topic::bytes(&task.topic, Class::Idempotent)
         .window(Window::hours(24))
         .token(Token::with("bench", read));
-    let consumer =
-        configured(task, Durability::Local, |_| {})?.handle(topic, |_payload, _: Context| async { Ok(()) });
-    let ended = to_the_end(consumer, observer, ends, progress.all_have_run())?;
+    let consumer = configured(task, Durability::Local, |layer| {
+        layer.commit_every = Some(COMMIT_EVERY);
+    })?
+    .handle(topic, |_payload, _: Context| async { Ok(()) });
+    let runtime = tokio::runtime::Runtime::new()?;
+    let mut committed = None;
+    // Stopped once all of it is committed: at a stop, what was taken and is not decided yet is left.
+    let summary = runtime.block_on(consumer.run_until(async {
+        if progress.all_have_run().await {
+            let awaited = move || observer.await_committed(&ends, COMMITTED_WITHIN);
+            committed = tokio::task::spawn_blocking(awaited).await.ok();
+        }
+    }));
+    let summary = summary.map_err(|error| chain(&error))?;
     let seen = progress.ran.load(Ordering::Relaxed);
-    let Ended {
-        summary,
-        committed,
-        cpu,
-    } = ended.ok_or_else(|| format!("{seen} of {} messages were taken, and no more came", task.count))?;
+    let committed = committed
+        .ok_or_else(|| format!("{seen} of {} messages were taken, and no more came", task.count))??;
+    let cpu = process::cpu_by_thread()?;
     let total: u64 = summary.balances.iter().map(|balance| balance.of(account)).sum();
     let balanced = summary.balances.iter().all(|balance| balance.remainder() == 0);
     if total != task.count || seen != task.count || !balanced {
