@@ -4,7 +4,7 @@
 //! times from now on. Then the topic is consumed with its defaults, as fast as it goes. So the few that come due while that
 //! lasts (280 a second) compete with a hot path that takes all there is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -125,7 +125,9 @@ fn held(number: u64, now_ms: i64, due_ms: i64) -> Result<Open> {
 #[derive(Debug)]
 struct Noted {
     fresh: Progress,
-    first_fresh_ms: OnceLock<i64>,
+    /// Partitions that have not run a fresh message yet, and when there was none of them any more.
+    unserved: Mutex<BTreeSet<i32>>,
+    served_ms: OnceLock<i64>,
     /// What the threads had spent by then.
     first_cpu: OnceLock<BTreeMap<String, f64>>,
     /// When each held one was due, and when it started.
@@ -133,12 +135,17 @@ struct Noted {
 }
 
 impl Noted {
-    fn call(&self, payload: &[u8]) {
+    fn call(&self, payload: &[u8], partition: i32) {
         match payload.strip_prefix(MARK.as_bytes()) {
             None => {
-                if self.first_fresh_ms.get().is_none() {
-                    let _ = self.first_fresh_ms.set(wall_ms());
-                    let _ = self.first_cpu.set(process::cpu_by_thread().unwrap_or_default());
+                if self.served_ms.get().is_none() {
+                    self.first_cpu
+                        .get_or_init(|| process::cpu_by_thread().unwrap_or_default());
+                    let mut unserved = self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
+                    unserved.remove(&partition);
+                    if unserved.is_empty() {
+                        let _ = self.served_ms.set(wall_ms());
+                    }
                 }
                 self.fresh.one();
             }
@@ -165,7 +172,8 @@ pub(crate) fn consume(task: &Task) -> Result<Measured> {
     }
     let noted = Arc::new(Noted {
         fresh: Progress::new(task.count),
-        first_fresh_ms: OnceLock::new(),
+        unserved: Mutex::new(ends.keys().copied().collect()),
+        served_ms: OnceLock::new(),
         first_cpu: OnceLock::new(),
         started: Mutex::default(),
     });
@@ -177,7 +185,7 @@ pub(crate) fn consume(task: &Task) -> Result<Measured> {
         layer.limits.held_bytes = Some(ByteCount::gib(4));
     })?
     .handle(topic, |payload: Bytes, cx: Context<Arc<Noted>>| async move {
-        cx.state().call(&payload);
+        cx.state().call(&payload, cx.partition());
         Ok(())
     });
     let begun = Instant::now();
@@ -191,7 +199,7 @@ pub(crate) fn consume(task: &Task) -> Result<Measured> {
     let started = std::mem::take(&mut *noted.started.lock().unwrap_or_else(PoisonError::into_inner));
     check(&summary, task.count, started.len() as u64)?;
     let first = noted.fresh.first.get().ok_or("no handler has run")?;
-    let first_ms = *noted.first_fresh_ms.get().ok_or("no handler has run")?;
+    let served_ms = *noted.served_ms.get().ok_or("a partition had nothing to run")?;
     // Of the hot path alone.
     for (thread, before) in noted.first_cpu.get().into_iter().flatten() {
         if let Some(spent) = cpu.get_mut(thread) {
@@ -204,10 +212,10 @@ pub(crate) fn consume(task: &Task) -> Result<Measured> {
         start_seconds: first.duration_since(begun).as_secs_f64(),
         rss_kib: process::peak_rss_kib()?,
         cpu,
-        // What came due while nobody served says nothing.
+        // What came due before every partition was served says how long an assignment takes.
         late_ms: started
             .into_iter()
-            .filter(|(due_ms, _)| *due_ms >= first_ms)
+            .filter(|(due_ms, _)| *due_ms >= served_ms)
             .map(|(due_ms, at_ms)| at_ms - due_ms)
             .collect(),
         ..Measured::default()
