@@ -253,8 +253,8 @@ pub(crate) fn figures(pairs: &[(Measured, Measured)]) -> Result<Vec<Figure>> {
         )
         .into());
     }
-    if late_ms.first().is_some_and(|first| *first < 0) {
-        return Err(format!("a held message started {} ms before it was due", -late_ms[0]).into());
+    if let Some(early) = late_ms.first().filter(|first| **first < 0) {
+        return Err(format!("a held message started {} ms before it was due", -early).into());
     }
     let rate = crate::figures::rate;
     let mib = crate::figures::mib;
