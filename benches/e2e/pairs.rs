@@ -67,7 +67,7 @@ fn held(run: &Run) -> Result<Vec<Figure>> {
         };
         pairs.push(in_turn(round, || one("held", true), || one("none_held", false))?);
     }
-    held::figures(&pairs)
+    held::figures(&pairs, run.held_messages)
 }
 
 fn duplicates(run: &Run) -> Result<Vec<Figure>> {
