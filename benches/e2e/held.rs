@@ -26,8 +26,10 @@ use crate::{Result, filled, process};
 
 /// They come due one after another over so long.
 const SPREAD_MS: u64 = 3_600_000;
-/// The first is due about when the consumer serves: what is overdue by then runs at once, beside the first fresh ones.
+/// The first is due about when the consumer serves: so long after the filling began, and this long after its end. What is
+/// overdue by then runs at once, beside the first fresh ones.
 const LEAD_MS: i64 = 8_000;
+const START_MS: i64 = 2_000;
 /// What the payload of a held message begins with; when it is due comes next.
 const MARK: &str = "held until ";
 const PAYLOAD: usize = 200;
@@ -67,6 +69,8 @@ pub(crate) fn fill(task: &Task) -> Result<Measured> {
     }
     await_compaction()?;
     store.close()?;
+    let left_ms = now_ms + LEAD_MS - START_MS - wall_ms();
+    std::thread::sleep(std::time::Duration::from_millis(left_ms.max(0) as u64));
     Ok(Measured {
         count: task.count,
         seconds: begun.elapsed().as_secs_f64(),
