@@ -188,7 +188,13 @@ fn the_file_of_all_keys_states_each_one_at_its_default() {
     layer(FILE).places.keys().for_each(|key| {
         absent.remove(&key.replace("orders", "NAME"));
     });
-    let without_default = ["kafka", "topics.NAME.window_bytes"].map(str::to_owned);
+    let without_default = [
+        "admin.audit_topic",
+        "admin.token_file",
+        "kafka",
+        "topics.NAME.window_bytes",
+    ]
+    .map(str::to_owned);
     assert_eq!(absent, BTreeSet::from(without_default));
 }
 
@@ -229,6 +235,8 @@ fn every_key_reaches_its_setting() {
         ("dead_letter.topic", "\"other\""),
         ("dead_letter.create", "true"),
         ("admin.listen", "\"off\""),
+        ("admin.token_file", "\"other\""),
+        ("admin.audit_topic", "\"other\""),
         ("kafka", "{ \"client.id\" = \"7\" }"),
         ("topics.NAME.window", "\"7d\""),
         ("topics.NAME.window_bytes", "\"7GiB\""),
