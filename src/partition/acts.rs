@@ -586,8 +586,8 @@ const fn will(verdict: Verdict) -> &'static str {
 
 const fn did(verdict: Verdict) -> &'static str {
     match verdict {
-        Verdict::Done => "it is recorded as done",
-        Verdict::Run => "it runs",
-        Verdict::DeadLetter => "it is dead-lettered",
+        Verdict::Done => "the verdict is durable: it is being recorded as done",
+        Verdict::Run => "the verdict is durable: it runs next",
+        Verdict::DeadLetter => "the verdict is durable: it is being dead-lettered",
     }
 }
