@@ -18,6 +18,7 @@ mod held;
 mod holds;
 mod journal;
 mod limits;
+mod many;
 mod outcomes;
 mod random;
 mod rebuilds;
