@@ -84,6 +84,29 @@ fn attempts_and_time_in_all_end_it() {
     });
 }
 
+/// Also where the time in place is spent before its attempts are.
+#[test]
+fn nothing_is_held_for_a_retry_where_all_attempts_are_in_place() {
+    paused(async {
+        for (overall, is_held) in [(4, false), (5, false), (6, true)] {
+            let script = back_after(u32::MAX);
+            let mut rig = patient(Class::NonIdempotent, &script, |policy| {
+                policy.retry.in_place.attempts = 5;
+                policy.retry.in_place.total = Duration::from_millis(1);
+                policy.retry.overall.attempts = overall;
+            });
+            rig.send(0, message("a"));
+            rig.start().await.unwrap();
+            rig.run_for(A_WHILE).await;
+            assert!(script.calls().len() < 5, "{:?}", script.calls());
+            let spent = [("0".to_owned(), "retries-spent".to_owned())];
+            let letters = if is_held { &[][..] } else { &spent };
+            assert_eq!(rig.letterbox.reasons(), letters, "{overall}");
+            assert_eq!(rig.account(Account::Held), u64::from(is_held), "{overall}");
+        }
+    });
+}
+
 /// Order per key: 1 is of the key of 0, 2 is not; 3 is a duplicate of 2, and what a duplicate decides needs no order.
 #[test]
 fn later_messages_of_its_key_are_held_behind_it_and_run_in_order() {
