@@ -45,6 +45,9 @@ impl Partition {
                 break;
             }
             let Some(id) = self.ready.pop_front() else { break };
+            if self.end_useless(id) {
+                continue;
+            }
             let Some(work) = self.works.get_mut(id) else {
                 continue;
             };
@@ -274,6 +277,8 @@ impl Partition {
             if self.is_forgotten(id) {
                 self.attempts.discard(id);
                 self.hold(id, HeldFor::InDoubt, None);
+            } else if self.end_useless(id) {
+                self.attempts.discard(id);
             } else {
                 self.start(id)?;
             }

@@ -11,6 +11,7 @@
 //! | (starts) | `starts.rs` | whether an attempt may start: the breaker, the budget of retries |
 //! | attempt | `crate::attempt` | the handler |
 //! | (ended) | `ended.rs` | what an attempt's end means for its class: done, again, in doubt, given up |
+//! | (life) | `life.rs` | a duplicate that starts a window anew, a message that is too old to be of use |
 //! | (held) | `hold.rs` | what is kept on disk for an attempt later, and what of its key is kept behind it |
 //! | record | `record.rs` | groups to the journal, and what their acknowledgement completes |
 //! | complete | `record.rs` | ledger, accounts, whoever waited behind it, the commit point |
@@ -24,6 +25,7 @@ mod ended;
 mod hold;
 mod judge;
 mod leave;
+mod life;
 mod record;
 mod restore;
 mod starts;
@@ -60,6 +62,7 @@ use crate::store::{Changes, Known, PartitionId};
 use crate::token::TokenKey;
 use crate::window::{PartitionTime, Window};
 use hold::{Blocked, Loads};
+pub(crate) use life::is_renewed;
 pub(crate) use starts::Starts;
 pub(crate) use wiring::{Assignment, Control, Wiring};
 use work::{Index, OpenId, Resting, Work, WorkId};

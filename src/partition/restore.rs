@@ -164,6 +164,7 @@ impl Partition {
                 if let Some(work) = self.works.get_mut(id) {
                     // The operator says that it was not applied; the attempts of before are not counted against it.
                     work.may_have_applied = false;
+                    work.is_ordered = true;
                     work.attempts = work.attempts.min(self.bounds.attempts_max.saturating_sub(1));
                 }
                 self.ready.push_back(id);
@@ -243,6 +244,7 @@ impl Partition {
             may_have_applied: false,
             in_doubt: false,
             suspect: false,
+            is_ordered: false,
             fingerprint: open.fingerprint,
             policy: None,
             refused: None,

@@ -16,6 +16,7 @@ mod everywhere;
 mod held;
 mod holds;
 mod journal;
+mod life;
 mod limits;
 mod outcomes;
 mod random;

@@ -1,15 +1,19 @@
-//! Random schedules: every class, rotated tokens, every end of an attempt, kills, drains, revocations, losses, a
-//! dead-letter topic that is away, and an operator and a probe that know the truth.
+//! Random schedules: both durability modes, every class, rotated tokens, every end of an attempt, kills, drains, revocations,
+//! losses, a dead-letter topic that is away, renewed windows, messages that are useless after a while, and an operator and a
+//! probe that know the truth.
 //!
 //! The handler notes each effect at the moment it happens, so the judge needs nothing that the engine says: of each
-//! token at most one effect for a guarded class that is told the truth, no message without an outcome at the end, books
-//! that balance. A failure prints its seed; `SEED=<n>` runs that one alone, `SEEDS=<n>` that
+//! token at most one effect for a guarded class that is told the truth, no message without an outcome at the end, no attempt at
+//! what is useless, nothing useless that was applied, books that balance. A failure prints its seed; `SEED=<n>` runs that one alone, `SEEDS=<n>` that
 //! many.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::config::{AfterFailure, AfterHold};
+use crate::clock::Clock;
+use crate::config::{AfterFailure, AfterHold, Durability, OnUseless, Renewal};
+use crate::message::Offset;
+use crate::outcome::{End, Reason};
 
 /// Schedules of one run.
 const SEEDS: u64 = 150;
@@ -24,6 +28,16 @@ struct World {
     effects: BTreeMap<String, u32>,
     /// The keys of each offset.
     sent: Vec<Vec<String>>,
+    /// What an attempt at each offset has applied.
+    applied: BTreeSet<i64>,
+    /// When each was sent, and after how long they are useless.
+    stamps: Vec<i64>,
+    max_age: Option<Duration>,
+    clock: Option<Clock>,
+    /// What an operator said to run.
+    ordered: BTreeSet<i64>,
+    /// What no handler should have seen.
+    wrong: Vec<String>,
     log: Vec<String>,
     /// Each line at once: for a schedule that hangs.
     loud: bool,
@@ -42,8 +56,23 @@ impl World {
     fn apply(&mut self, offset: i64) {
         let keys = self.sent[offset as usize].clone();
         self.say(format!("effect of {offset} {keys:?}"));
+        self.applied.insert(offset);
         for key in keys {
             *self.effects.entry(key).or_default() += 1;
+        }
+    }
+
+    /// A handler is not called for what is useless: not by more than what a decoder and a begin take.
+    fn called(&mut self, offset: i64, call: Call) {
+        let (Some(clock), Some(max_age)) = (&self.clock, self.max_age) else {
+            return;
+        };
+        let age_ms = clock.wall_ms() - self.stamps[offset as usize];
+        let late = age_ms > crate::clock::millis(max_age + Duration::from_millis(200));
+        if late && !call.may_have_applied && !self.ordered.contains(&offset) {
+            self.wrong.push(format!(
+                "{offset} was called, {age_ms} ms old, and useless after {max_age:?}"
+            ));
         }
     }
 
@@ -59,6 +88,7 @@ fn script(world: &Shared) -> Script {
     Script::new(move |offset, call| {
         let mut world = of_handler.lock().unwrap();
         world.say(format!("call {offset} attempt {}", call.attempt));
+        world.called(offset, call);
         let pick = if world.calm { 0 } else { world.random.u8(0..12) };
         match pick {
             0..=4 => {
@@ -99,6 +129,8 @@ struct Campaign {
     world: Shared,
     random: fastrand::Rng,
     tokens: u32,
+    /// Partition time runs so much for each message; 0 where it is the wall clock.
+    step_ms: i64,
 }
 
 impl Campaign {
@@ -117,11 +149,18 @@ impl Campaign {
         if self.random.u8(0..8) == 0 {
             message.payload = Some(Bytes::from_static(b"decodes slowly"));
         }
+        let now_ms = self.rig.clock.wall_ms();
+        let stamp_ms = match self.step_ms {
+            0 => now_ms,
+            step_ms => START_MS + step_ms * self.world.lock().unwrap().sent.len() as i64,
+        };
+        message.timestamp_ms = Some(stamp_ms);
         let offset = self.rig.send(0, message);
         let position = is_missing.then(|| format!("p{offset}"));
         let keys = [new, old, position].into_iter().flatten().collect();
         let mut world = self.world.lock().unwrap();
         world.sent.push(keys);
+        world.stamps.push(stamp_ms);
         assert_eq!(world.sent.len() as i64, offset + 1);
     }
 
@@ -133,10 +172,11 @@ impl Campaign {
     fn resolve_all(&mut self) {
         for offset in open_offsets(&self.rig) {
             let known = self.rig.store.load(self.rig.id(0).unwrap()).unwrap();
-            let is_held = known
-                .open
-                .iter()
-                .any(|open| open.offset.0 == offset && matches!(open.stage, Stage::Held { .. }));
+            // What is behind its token may be behind a later message, and waits for that one's verdict.
+            let is_held = known.open.iter().any(|open| {
+                let is_held = matches!(open.stage, Stage::Held { .. }) && !open.is_behind_its_token();
+                open.offset.0 == offset && is_held
+            });
             if is_held {
                 let verdict = if self.world.lock().unwrap().is_applied(offset) {
                     Verdict::Done
@@ -144,6 +184,9 @@ impl Campaign {
                     Verdict::Run
                 };
                 self.note(&format!("verdict {verdict:?} on {offset}"));
+                if verdict == Verdict::Run {
+                    self.world.lock().unwrap().ordered.insert(offset);
+                }
                 resolve(&mut self.rig, offset, verdict);
                 // What follows depends on this one: the next is decided after it.
                 return;
@@ -230,12 +273,25 @@ impl Campaign {
                 assert!(*effects <= 1, "token {key} had {effects} effects");
             }
         }
-        let letters: BTreeSet<String> = self
-            .rig
-            .letterbox
-            .reasons()
+        assert_eq!(world.wrong, [""; 0]);
+        let letters = self.rig.letterbox.reasons();
+        let of_letters = letters.iter().filter(|(_, reason)| reason == "useless");
+        let mut useless: BTreeSet<i64> = of_letters.map(|(offset, _)| offset.parse().unwrap()).collect();
+        let is_skipped = |offset: &i64| {
+            let closed = self.rig.closed(0, Offset(*offset)).unwrap();
+            closed.is_some_and(|closed| {
+                closed.offset.0 == *offset && closed.end == End::Failed(Reason::Useless)
+            })
+        };
+        useless.extend((0..world.sent.len() as i64).filter(is_skipped));
+        if class.is_guarded() {
+            let both: Vec<_> = useless.intersection(&world.applied).collect();
+            assert_eq!(both, [&0i64; 0], "applied, and given up as useless");
+        }
+        let letters: BTreeSet<String> = letters
             .into_iter()
             .map(|(offset, _)| offset)
+            .chain(useless.iter().map(ToString::to_string))
             .collect();
         let dead: BTreeSet<&String> = world
             .sent
@@ -304,7 +360,17 @@ async fn campaign(seed: u64, world: Shared) {
     let over = [0, 2, 4, 8][random.usize(0..4)];
     let open_for = Duration::from_millis(random.u64(1..300));
     let retries = [0, 20, 100, 100][random.usize(0..4)];
+    let durability = [Durability::Local, Durability::Replicated][random.usize(0..2)];
+    let renewal = [Renewal::Never, Renewal::OnDuplicate][random.usize(0..2)];
+    // Either time runs by the wall clock, and messages can be useless, or so fast that windows are renewed.
+    let max_age = random
+        .bool()
+        .then(|| Duration::from_millis(random.u64(100..3_000)));
+    let then = [OnUseless::DeadLetter, OnUseless::Skip][random.usize(0..2)];
     let mut rig = rig_with(class, &script, |policy| {
+        policy.renewal = renewal;
+        policy.max_age.after = max_age;
+        policy.max_age.then = then;
         policy.retry.in_place.attempts = in_place;
         policy.retry.overall.attempts = overall;
         policy.retry.overall.first = Duration::from_millis(100);
@@ -320,6 +386,8 @@ async fn campaign(seed: u64, world: Shared) {
         policy.window = Duration::from_secs(1_000_000);
         policy.after_failure = after_failure;
     });
+    rig.durability = durability;
+    rig.max_clock_jump = Duration::from_secs(10_000);
     if random.u8(0..4) == 0 {
         rig.limits.held_age = Duration::from_millis(300);
     }
@@ -328,14 +396,22 @@ async fn campaign(seed: u64, world: Shared) {
     }
     rig.limits.in_flight = random.usize(4..64);
     rig.sync = Duration::from_millis([0, 1, 7, 60][random.usize(0..4)]);
-    world.lock().unwrap().say(format!(
-        "{class} {concurrency} begun_ahead {begun_ahead}, after a failure {after_failure:?}, {in_place} attempts in place of {overall}, after a hold {after_hold:?}, after a doubt {after_doubt:?}, a breaker over {over} for {open_for:?}, {retries} % retries, a sync takes {:?}, {:?}",
+    let clock = rig.clock.clone();
+    let terms = format!(
+        "{durability} {class} {concurrency} renewal {renewal}, useless after {max_age:?}: {then}, begun_ahead {begun_ahead}, after a failure {after_failure:?}, {in_place} attempts in place of {overall}, after a hold {after_hold:?}, after a doubt {after_doubt:?}, a breaker over {over} for {open_for:?}, {retries} % retries, a sync takes {:?}, {:?}",
         rig.sync, rig.limits
-    ));
+    );
+    {
+        let mut world = world.lock().unwrap();
+        (world.max_age, world.clock) = (max_age, Some(clock));
+        world.say(terms);
+    }
     let mut campaign = Campaign {
         rig,
         world: Arc::clone(&world),
         tokens: random.u32(2..12),
+        // At most 360 messages, in a window of 400.
+        step_ms: if max_age.is_some() { 0 } else { 2_500_000 },
         random,
     };
     campaign.send();
