@@ -64,6 +64,12 @@ impl Partition {
                     // Begun again in every class, so that one that keeps killing the process is counted.
                     work.suspect = true;
                 }
+                // Whoever waited behind it waits on: it ran for its retry, and its turn is not over.
+                let why = HeldFor::Retry {
+                    due_ms: 0,
+                    may_have_applied: !not_applied,
+                };
+                self.hold_up(Some(id), why, open);
                 self.ready.push_back(id);
             }
             Stage::Held { why, verdict, .. } => {
@@ -191,7 +197,11 @@ impl Partition {
 
     fn order_of_open(&self, open: &Open) -> Option<u64> {
         match &open.stage {
-            Stage::Held { message, .. } => self.order_of(message.key.as_deref()),
+            Stage::Held { message, .. }
+            | Stage::Begun {
+                message: Some(message),
+                ..
+            } => self.order_of(message.key.as_deref()),
             _ => None,
         }
     }

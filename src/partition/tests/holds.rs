@@ -347,3 +347,40 @@ fn what_was_begun_is_in_doubt_though_its_key_is_held_up_now() {
         assert_eq!((script.offsets(), open_offsets(&rig)), (vec![0, 1], vec![1]));
     });
 }
+
+/// 0 is held for a retry, 1 behind its key; the process dies while 0 runs again. It did not apply, says whoever can tell: it is
+/// still before 1, and before 2, which comes after that.
+#[test]
+fn a_key_stays_held_up_when_the_process_dies_in_a_held_retry() {
+    paused(async {
+        for class in [
+            Class::Idempotent,
+            Class::PotentiallyIdempotent,
+            Class::NonIdempotent,
+        ] {
+            let is_again = Arc::new(AtomicBool::new(false));
+            let seen = Arc::clone(&is_again);
+            let script = Script::new(move |offset, call| match (offset, call.attempt) {
+                (0, 1 | 2) => not_applied(),
+                (0, _) if !seen.load(Ordering::SeqCst) => never(),
+                _ => after(Duration::from_millis(50)),
+            })
+            .with_probe(|_| Probe::NotDone);
+            let mut rig = patient(class, &script, |policy| {
+                policy.deadline = Duration::from_secs(30);
+            });
+            rig.send(0, message("a"));
+            rig.send(0, message("b"));
+            rig.start().await.unwrap();
+            rig.run_for(Duration::from_secs(6)).await;
+            assert_eq!(script.offsets(), [0, 0, 0], "{class}");
+            rig.crash();
+            is_again.store(true, Ordering::SeqCst);
+            rig.send(0, message("c"));
+            rig.start().await.unwrap();
+            rig.run_for(Duration::from_secs(60)).await;
+            assert_eq!(script.offsets(), [0, 0, 0, 0, 1, 2], "{class}");
+            assert_eq!(open_offsets(&rig), [0i64; 0], "{class}");
+        }
+    });
+}

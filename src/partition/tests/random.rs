@@ -36,6 +36,15 @@ struct World {
     clock: Option<Clock>,
     /// What an operator said to run.
     ordered: BTreeSet<i64>,
+    /// The message key of each offset.
+    keys: Vec<u8>,
+    /// Whether a message of a key runs before all later ones of it, across holds and kills too.
+    keeps_order: bool,
+    is_ordered: bool,
+    /// What was called, what of it may have applied something, and what waits for a message of its own token.
+    called: BTreeSet<i64>,
+    doubted: BTreeSet<i64>,
+    resent: BTreeSet<i64>,
     /// What no handler should have seen.
     wrong: Vec<String>,
     log: Vec<String>,
@@ -60,6 +69,26 @@ impl World {
         for key in keys {
             *self.effects.entry(key).or_default() += 1;
         }
+    }
+
+    /// A message runs before all later ones of its key: not where it waited for a message of its own token, where a person says when,
+    /// or where it was in doubt, which releases its key.
+    fn in_turn(&mut self, offset: i64) {
+        let is_free = |offset: &i64| {
+            self.ordered.contains(offset) || self.resent.contains(offset) || self.doubted.contains(offset)
+        };
+        // One that was held behind its token is judged at the start, before what comes again.
+        let is_early = |later: &i64| self.ordered.contains(later) || self.resent.contains(later);
+        let key = self.keys[offset as usize];
+        if self.keeps_order && !is_free(&offset) {
+            let later = self.called.range(offset + 1..);
+            let mut later = later.filter(|later| self.is_ordered || self.keys[**later as usize] == key);
+            if let Some(later) = later.find(|later| !is_early(later)) {
+                self.wrong
+                    .push(format!("{offset} was called after {later}, both of key {key}"));
+            }
+        }
+        self.called.insert(offset);
     }
 
     /// A handler is not called for what is useless: not by more than what a decoder and a begin take.
@@ -89,7 +118,11 @@ fn script(world: &Shared) -> Script {
         let mut world = of_handler.lock().unwrap();
         world.say(format!("call {offset} attempt {}", call.attempt));
         world.called(offset, call);
+        world.in_turn(offset);
         let pick = if world.calm { 0 } else { world.random.u8(0..12) };
+        if matches!(pick, 7..=11) {
+            world.doubted.insert(offset);
+        }
         match pick {
             0..=4 => {
                 world.apply(offset);
@@ -145,7 +178,8 @@ impl Campaign {
         let is_missing = self.random.u8(0..20) == 0;
         let (new, old) = if is_missing { (None, None) } else { (new, old) };
         let mut message = rotated(new.as_deref(), old.as_deref());
-        message.key = Some(Bytes::from(vec![self.random.u8(0..3)]));
+        let key = self.random.u8(0..3);
+        message.key = Some(Bytes::from(vec![key]));
         if self.random.u8(0..8) == 0 {
             message.payload = Some(Bytes::from_static(b"decodes slowly"));
         }
@@ -157,8 +191,16 @@ impl Campaign {
         message.timestamp_ms = Some(stamp_ms);
         let offset = self.rig.send(0, message);
         let position = is_missing.then(|| format!("p{offset}"));
-        let keys = [new, old, position].into_iter().flatten().collect();
+        let keys: Vec<String> = [new, old, position].into_iter().flatten().collect();
         let mut world = self.world.lock().unwrap();
+        // Of its number, under either source: they may be one token.
+        let number = |key: &String| key[1..].to_owned();
+        let is_known =
+            |key: &String| !is_missing && world.sent.iter().flatten().map(number).any(|n| n == key[1..]);
+        if keys.iter().any(is_known) {
+            world.resent.insert(offset);
+        }
+        world.keys.push(key);
         world.sent.push(keys);
         world.stamps.push(stamp_ms);
         assert_eq!(world.sent.len() as i64, offset + 1);
@@ -404,6 +446,12 @@ async fn campaign(seed: u64, world: Shared) {
     {
         let mut world = world.lock().unwrap();
         (world.max_age, world.clock) = (max_age, Some(clock));
+        // A class that is not begun runs the next one before it is durable that the one before has ended.
+        world.keeps_order = class.is_guarded()
+            && after_hold == AfterHold::BlockKey
+            && !matches!(concurrency, Concurrency::Unordered(_));
+        // The partition is one key.
+        world.is_ordered = concurrency == Concurrency::Ordered;
         world.say(terms);
     }
     let mut campaign = Campaign {
