@@ -64,6 +64,7 @@ mod tag {
     pub(super) const ERROR: u8 = 16;
     pub(super) const DUE: u8 = 17;
     pub(super) const MAY_HAVE_APPLIED: u8 = 18;
+    pub(super) const WHY: u8 = 19;
 }
 
 /// Why a message is held.
@@ -90,7 +91,7 @@ fn put_fingerprint(out: &mut Vec<u8>, fingerprint: Option<Fingerprint>) {
 
 fn put_end(out: &mut Vec<u8>, end: &End) {
     match end {
-        End::Done(Stored::Nothing) | End::Invalidated | End::Forgotten => {}
+        End::Done(Stored::Nothing) | End::Forgotten => {}
         End::Done(Stored::Reply(bytes)) => put_field(out, tag::REPLY, bytes),
         End::Done(Stored::Digest(digest, len)) => {
             put_field(
@@ -100,6 +101,8 @@ fn put_end(out: &mut Vec<u8>, end: &End) {
             );
         }
         End::Failed(reason) => put_field(out, tag::REASON, &[*reason as u8]),
+        End::Invalidated(why) if why.is_empty() => {}
+        End::Invalidated(why) => put_field(out, tag::WHY, why.as_bytes()),
     }
 }
 
@@ -107,7 +110,7 @@ const fn end_state(end: &End) -> u8 {
     match end {
         End::Done(_) => state::DONE,
         End::Failed(_) => state::FAILED,
-        End::Invalidated => state::INVALIDATED,
+        End::Invalidated(_) => state::INVALIDATED,
         End::Forgotten => state::FORGOTTEN,
     }
 }
@@ -378,7 +381,9 @@ impl<'a> Fields<'a> {
                 // A reason of a later minor version still failed: which one is only for people.
                 Ok(End::Failed(reason.unwrap_or(Reason::Rejected)))
             }
-            state::INVALIDATED => Ok(End::Invalidated),
+            state::INVALIDATED => Ok(End::Invalidated(
+                String::from_utf8_lossy(self.get(tag::WHY).unwrap_or_default()).into_owned(),
+            )),
             state::FORGOTTEN => Ok(End::Forgotten),
             _ => Err(Error::Malformed("not a closed state")),
         }
@@ -448,151 +453,4 @@ impl<'a> Fields<'a> {
 mod golden;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn ends() -> impl Strategy<Value = End> {
-        prop_oneof![
-            Just(End::Done(Stored::Nothing)),
-            any::<Vec<u8>>().prop_map(|bytes| End::Done(Stored::Reply(bytes.into()))),
-            any::<([u8; 32], u64)>().prop_map(|(digest, len)| End::Done(Stored::Digest(digest, len))),
-            prop::sample::select(&Reason::ALL).prop_map(End::Failed),
-            Just(End::Invalidated),
-            Just(End::Forgotten),
-        ]
-    }
-
-    fn fingerprints() -> impl Strategy<Value = Option<Fingerprint>> {
-        prop_oneof![
-            Just(None),
-            any::<u16>().prop_map(|crc| Some(Fingerprint::Whole(crc))),
-            any::<u64>().prop_map(|hash| Some(Fingerprint::Fields(hash))),
-        ]
-    }
-
-    fn bytes() -> impl Strategy<Value = Option<Bytes>> {
-        prop::option::of(prop::collection::vec(any::<u8>(), 0..20).prop_map(Bytes::from))
-    }
-
-    fn messages() -> impl Strategy<Value = Kept> {
-        let headers = prop::collection::vec((".{0,8}", bytes()), 0..4);
-        (prop::option::of(any::<i64>()), bytes(), bytes(), headers).prop_map(
-            |(timestamp_ms, key, payload, headers)| Kept {
-                timestamp_ms,
-                key,
-                payload,
-                headers,
-            },
-        )
-    }
-
-    fn stages() -> impl Strategy<Value = Stage> {
-        let verdicts = prop::option::of(prop::sample::select(&[
-            Verdict::Done,
-            Verdict::Run,
-            Verdict::DeadLetter,
-        ]));
-        let retry = any::<(i64, bool)>().prop_map(|(due_ms, may_have_applied)| HeldFor::Retry {
-            due_ms,
-            may_have_applied,
-        });
-        let why = prop_oneof![
-            Just(HeldFor::InDoubt),
-            Just(HeldFor::Token),
-            retry,
-            Just(HeldFor::Key),
-        ];
-        prop_oneof![
-            (any::<bool>(), prop::option::of(messages()))
-                .prop_map(|(not_applied, message)| Stage::Begun { not_applied, message }),
-            (why, messages(), verdicts).prop_map(|(why, message, verdict)| Stage::Held {
-                why,
-                message,
-                verdict
-            }),
-            (ends(), messages(), ".{0,20}").prop_map(|(end, message, error)| Stage::Settling {
-                end,
-                message,
-                error
-            }),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn a_closed_record_reads_as_it_was_written(
-            end in ends(), offset: i64, first_seen_ms: i64, bucket_ms: i64, attempts: u32, fingerprint in fingerprints(),
-        ) {
-            let closed = Closed { end, offset: Offset(offset), first_seen_ms, attempts, fingerprint };
-            let mut out = Vec::new();
-            encode_closed(&closed, bucket_ms, &mut out);
-            prop_assert_eq!(decode_closed(&out, bucket_ms), Ok(closed));
-        }
-
-        #[test]
-        fn an_open_record_reads_as_it_was_written(
-            stage in stages(), keys in prop::collection::vec(any::<[u8; 16]>().prop_map(TokenKey), 1..4),
-            offset: i64, first_seen_ms: i64, since_ms: i64, attempts: u32, fingerprint in fingerprints(),
-        ) {
-            let open = Open { keys, offset: Offset(offset), stage, first_seen_ms, attempts, since_ms, fingerprint };
-            let mut out = Vec::new();
-            encode_open(&open, &mut out);
-            prop_assert_eq!(decode_open(&out), Ok(open));
-        }
-
-        #[test]
-        fn arbitrary_bytes_are_refused_or_read_but_never_panic(bytes: Vec<u8>, first in 0x10u8..0x1f) {
-            let _ = (decode_closed(&bytes, 0), decode_open(&bytes));
-            let versioned = [&[first][..], &bytes].concat();
-            let _ = (decode_closed(&versioned, 0), decode_open(&versioned));
-        }
-
-        #[test]
-        fn a_record_cut_anywhere_never_reads_as_another_end(end in ends(), cut: prop::sample::Index) {
-            let closed = Closed { end, offset: Offset(300), first_seen_ms: 7, attempts: 1, fingerprint: None };
-            let mut out = Vec::new();
-            encode_closed(&closed, 0, &mut out);
-            let cut = cut.index(out.len());
-            if let Ok(read) = decode_closed(&out[..cut], 0) {
-                // Only a cut between fields reads at all; then the state is the same and a field is missing.
-                prop_assert_eq!(end_state(&read.end), end_state(&closed.end));
-            }
-        }
-    }
-
-    #[test]
-    fn a_plain_done_is_small() {
-        let closed = Closed {
-            end: End::Done(Stored::Nothing),
-            offset: Offset(2_000_000),
-            first_seen_ms: 21_600_000,
-            attempts: 1,
-            fingerprint: Some(Fingerprint::Whole(7)),
-        };
-        let mut out = Vec::new();
-        encode_closed(&closed, 0, &mut out);
-        assert_eq!(
-            out.len(),
-            11,
-            "state, 4 bytes of offset, 4 of time, 2 of checksum"
-        );
-    }
-
-    #[test]
-    fn an_unknown_field_is_skipped_and_a_newer_version_refused() {
-        let closed = Closed {
-            end: End::Failed(Reason::Crashed),
-            offset: Offset(1),
-            first_seen_ms: 2,
-            attempts: 3,
-            fingerprint: Some(Fingerprint::Whole(4)),
-        };
-        let mut out = Vec::new();
-        encode_closed(&closed, 0, &mut out);
-        put_field(&mut out, 200, b"of a later version");
-        assert_eq!(decode_closed(&out, 0), Ok(closed));
-        out[0] = 2 << 4 | state::FAILED;
-        assert_eq!(decode_closed(&out, 0), Err(Error::Newer(2)));
-    }
-}
+mod tests;

@@ -12,12 +12,14 @@
 //! | attempt | `crate::attempt` | the handler |
 //! | (ended) | `ended.rs` | what an attempt's end means for its class: done, again, in doubt, given up |
 //! | (life) | `life.rs` | a duplicate that starts a window anew, a message that is too old to be of use |
+//! | (acts) | `acts.rs` | what an operator decides about what is held, or about a token |
 //! | (held) | `hold.rs` | what is kept on disk for an attempt later, and what of its key is kept behind it |
 //! | record | `record.rs` | groups to the journal, and what their acknowledgement completes |
 //! | complete | `record.rs` | ledger, accounts, whoever waited behind it, the commit point |
 //!
 //! What comes back is only durable acknowledgements, back-pressure and the commit point.
 
+mod acts;
 mod admit;
 mod begin;
 mod counts;
@@ -46,6 +48,7 @@ use slab::Slab;
 use tokio::sync::{mpsc, watch};
 
 use crate::accounts::Accounts;
+use crate::act::Order;
 use crate::attempt::Attempts;
 use crate::backoff::{Bounds, Waits};
 use crate::broker::{self, Letter};
@@ -70,8 +73,14 @@ use work::{Index, OpenId, Resting, Work, WorkId};
 /// Waiting for one batch of look-ups.
 struct Asked {
     answer: Answer,
-    /// Who asked, and for how many keys.
-    ids: Vec<(WorkId, usize)>,
+    who: Who,
+}
+
+/// Who asked, and for how many keys.
+enum Who {
+    Works(Vec<(WorkId, usize)>),
+    /// Acts of the order under way, by their place in it.
+    Order(Vec<(usize, usize)>),
 }
 
 /// One group handed to the journal.
@@ -148,6 +157,10 @@ pub(crate) struct Partition {
     freed: VecDeque<OpenId>,
     loads: Option<Loads>,
 
+    // Acts.
+    acting: Option<acts::Acting>,
+    orders: mpsc::Receiver<Order>,
+
     // Record and complete.
     changes: Changes,
     /// Dead letters that are written with the group.
@@ -205,6 +218,9 @@ enum Wake {
     Sent(WorkId, Result<(), broker::Error>),
     Loaded(Result<Result<Known, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
     Held(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
+    /// The held messages that verdicts are about.
+    Decided(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
+    Order(Order),
     Timer,
     Batch(Option<Batch>),
 }
@@ -218,6 +234,7 @@ impl Partition {
             known,
             accounts,
             batches,
+            orders,
             control,
         } = assignment;
         let now = clock::now();
@@ -271,6 +288,8 @@ impl Partition {
             blocked: HashMap::new(),
             freed: VecDeque::new(),
             loads: None,
+            acting: None,
+            orders,
             own: starts::Own::new(&wiring.starts),
             changes: Changes::new(id),
             letters: Vec::new(),
@@ -338,6 +357,11 @@ impl Partition {
                     let held = held.map_err(|_| gone())?;
                     self.loaded(&held.map_err(|error| Stop::Error(Error::Store(error)))?);
                 }
+                Wake::Decided(held) => {
+                    let held = held.map_err(|_| gone())?;
+                    self.resolve_loaded(&held.map_err(|error| Stop::Error(Error::Store(error)))?);
+                }
+                Wake::Order(order) => self.order(order),
                 Wake::Timer => {}
                 Wake::Batch(Some(batch)) => {
                     // There is room for another now, and whoever fetches may be waiting for it.
@@ -388,10 +412,12 @@ impl Partition {
         let takes = self.takes();
         let due = self.next_due();
         let waits = self.waits_for_breaker();
+        let takes_orders = self.takes_orders();
         let attempts = &mut self.attempts;
         let asked = &mut self.asked;
         let leaving = &mut self.leaving;
         let loads = &mut self.loads;
+        let verdicts = self.acting.as_mut().and_then(|acting| acting.loading.as_mut());
         let breaker = &mut self.own.changes;
         tokio::select! {
             biased;
@@ -400,6 +426,8 @@ impl Partition {
             answer = async { match asked.front_mut() { Some(asked) => (&mut asked.answer).await, None => std::future::pending().await } } => Wake::Judged(answer),
             known = async { match leaving { Some((_, loading)) => loading.await, None => std::future::pending().await } } => Wake::Loaded(known),
             held = async { match loads { Some(loads) => (&mut loads.answer).await, None => std::future::pending().await } } => Wake::Held(held),
+            held = async { match verdicts { Some(loading) => (&mut loading.answer).await, None => std::future::pending().await } } => Wake::Decided(held),
+            Some(order) = self.orders.recv(), if takes_orders => Wake::Order(order),
             (id, event) = std::future::poll_fn(|cx| attempts.poll_event(cx)) => Wake::Attempt(id, event),
             Some((id, result)) = self.sending.next(), if !self.sending.is_empty() => Wake::Sent(id, result),
             _ = breaker.changed(), if waits => Wake::Timer,

@@ -8,7 +8,7 @@ use crate::accounts::Account;
 use crate::clock::Instant;
 use crate::ledger::Slot;
 use crate::message::{Batch, Offset, Raw};
-use crate::outcome::{Closed, End, Fingerprint, HeldFor, Reason};
+use crate::outcome::{Closed, End, Fingerprint, HeldFor, Reason, Verdict};
 use crate::token::TokenKey;
 
 /// Names one piece of work; reused once it is complete.
@@ -73,6 +73,8 @@ pub(super) enum Phase {
     Waiting,
     /// The probe is asked.
     Probing,
+    /// An operator's verdict about it is on the way to the disk.
+    Deciding(Verdict),
     /// Its outcome is on the way to the disk.
     Recording,
     /// Its hold is on the way to the disk.
@@ -210,6 +212,8 @@ pub(super) enum RestingState {
     },
     /// Kept for later.
     Held(HeldFor),
+    /// No message: an operator has decided about its token, and that is on its way to the disk.
+    Decided,
 }
 
 /// Who has a token open.
