@@ -51,6 +51,8 @@ definitions! {
         "Messages whose token is new.";
     EXPIRATIONS = "hapax_window_expirations_total", Counter, Count, ["topic"],
         "Messages whose token has an outcome that is older than the window: they count as new.";
+    RENEWALS = "hapax_window_renewals_total", Counter, Count, ["topic"],
+        "Windows of tokens that a duplicate started anew, because the topic's `renewal` says so.";
     EVICTIONS = "hapax_window_evictions_total", Counter, Count, ["topic"],
         "Time buckets dropped before they had expired, because of `window_bytes`.";
     DUPLICATE_GAP = "hapax_duplicate_gap_seconds", Histogram, Seconds, ["topic"],
@@ -65,6 +67,8 @@ definitions! {
         "Messages with a token and a null key: a resend may land in another partition, where it is not known.";
     MISSING_TOKENS = "hapax_missing_tokens_total", Counter, Count, ["topic"],
         "Messages without a token, or with one that is too long.";
+    MALFORMED_MAX_AGES = "hapax_malformed_max_ages_total", Counter, Count, ["topic"],
+        "Messages whose own maximal age is no number: they go by that of the topic.";
     ATTEMPTS = "hapax_attempts_total", Counter, Count, ["topic"],
         "Calls of the handler.";
     RETRIES = "hapax_retries_total", Counter, Count, ["topic"],
@@ -195,6 +199,7 @@ pub(crate) struct TopicMeters {
     pub(crate) hits: Counter,
     pub(crate) misses: Counter,
     pub(crate) expirations: Counter,
+    pub(crate) renewals: Counter,
     pub(crate) evictions: Counter,
     pub(crate) duplicate_gap: Histogram,
     pub(crate) mismatches: Counter,
@@ -202,6 +207,7 @@ pub(crate) struct TopicMeters {
     pub(crate) observed: Counter,
     pub(crate) null_keys: Counter,
     pub(crate) missing_tokens: Counter,
+    pub(crate) malformed_max_ages: Counter,
     pub(crate) attempts: Counter,
     pub(crate) retries: Counter,
     pub(crate) retries_held: Counter,
@@ -228,6 +234,7 @@ impl TopicMeters {
             hits: counter(name::HITS),
             misses: counter(name::MISSES),
             expirations: counter(name::EXPIRATIONS),
+            renewals: counter(name::RENEWALS),
             evictions: counter(name::EVICTIONS),
             duplicate_gap: histogram(name::DUPLICATE_GAP),
             mismatches: counter(name::MISMATCHES),
@@ -235,6 +242,7 @@ impl TopicMeters {
             observed: counter(name::OBSERVED),
             null_keys: counter(name::NULL_KEYS),
             missing_tokens: counter(name::MISSING_TOKENS),
+            malformed_max_ages: counter(name::MALFORMED_MAX_AGES),
             attempts: counter(name::ATTEMPTS),
             retries: counter(name::RETRIES),
             retries_held: counter(name::RETRIES_HELD),

@@ -34,11 +34,13 @@ pub enum Reason {
     Invalidated = 11,
     /// An operator resolved the message to the dead-letter topic.
     Operator = 12,
+    /// Older than `max_age` when an attempt was about to start.
+    Useless = 13,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Rejected,
         Self::RetriesSpent,
         Self::Malformed,
@@ -51,6 +53,7 @@ impl Reason {
         Self::Moved,
         Self::Invalidated,
         Self::Operator,
+        Self::Useless,
     ];
 
     /// The name in headers, metrics and the CLI.
@@ -69,6 +72,7 @@ impl Reason {
             Self::Moved => "moved",
             Self::Invalidated => "invalidated",
             Self::Operator => "operator",
+            Self::Useless => "useless",
         }
     }
 

@@ -11,10 +11,11 @@ use crate::class::Class;
 
 const PAGE: &str = include_str!("../../docs/configuration.md");
 const FILE: &str = include_str!("../../tests/fixtures/hapax.full.toml");
-const SOURCES: [&str; 3] = [
+const SOURCES: [&str; 4] = [
     include_str!("settings.rs"),
     include_str!("topic.rs"),
     include_str!("breaker.rs"),
+    include_str!("life.rs"),
 ];
 
 /// Every key that is read, with `NAME` for the topic.
@@ -58,6 +59,7 @@ fn comments() -> BTreeMap<String, String> {
             Some("DeadLetter") => prefix = "dead_letter.",
             Some("Admin") => prefix = "admin.",
             Some("TopicPolicy") => prefix = "topics.NAME.",
+            Some("MaxAge") => prefix = "topics.NAME.max_age.",
             Some("Mismatch") => prefix = "topics.NAME.mismatch.",
             Some("Retry") => prefix = "retry.",
             Some("InPlace") => prefix = "retry.in_place.",
@@ -155,14 +157,14 @@ fn every_metric_that_the_docs_name_exists() {
 #[test]
 fn the_page_states_the_defaults_of_the_code() {
     let stated = assert_stated(page());
-    assert_eq!(stated, 47, "of the keys of the page");
+    assert_eq!(stated, 49, "of the keys of the page");
 }
 
 #[test]
 fn the_doc_comments_state_the_defaults_of_the_code() {
     let comments = comments();
     let stated = assert_stated(comments.iter().map(|(key, said)| (key.as_str(), said.as_str())));
-    assert_eq!(stated, 47, "of the commented fields");
+    assert_eq!(stated, 49, "of the commented fields");
     // Those of a topic's own retry and breaker are the fields of the common ones.
     let fields = known()
         .into_iter()
@@ -193,6 +195,8 @@ fn the_file_of_all_keys_states_each_one_at_its_default() {
         "admin.token_file",
         "kafka",
         "topics.NAME.window_bytes",
+        "topics.NAME.max_age.after",
+        "topics.NAME.max_age.header",
     ]
     .map(str::to_owned);
     assert_eq!(absent, BTreeSet::from(without_default));
@@ -240,6 +244,7 @@ fn every_key_reaches_its_setting() {
         ("kafka", "{ \"client.id\" = \"7\" }"),
         ("topics.NAME.window", "\"7d\""),
         ("topics.NAME.window_bytes", "\"7GiB\""),
+        ("topics.NAME.renewal", "\"on-duplicate\""),
         ("topics.NAME.token", "[\"key\"]"),
         ("topics.NAME.concurrency", "\"ordered\""),
         ("topics.NAME.begun_ahead", "7"),
@@ -250,6 +255,9 @@ fn every_key_reaches_its_setting() {
         ("topics.NAME.mismatch.fields", "[\"/a\"]"),
         ("topics.NAME.after_failure", "\"run\""),
         ("topics.NAME.expired", "\"run\""),
+        ("topics.NAME.max_age.after", "\"7m\""),
+        ("topics.NAME.max_age.header", "\"useless-after\""),
+        ("topics.NAME.max_age.then", "\"skip\""),
         ("topics.NAME.mode", "\"observe\""),
         ("topics.NAME.store_outcome", "false"),
         ("topics.NAME.offload", "true"),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::breaker::Share;
 use super::error::Place;
+use super::life::{OnUseless, Renewal};
 use super::settings::{Cold, Deleted, Durability, Properties, Standby, Start};
 use super::topic::{
     AfterFailure, AfterHold, Concurrency, Expired, MissingToken, Mode, OnMismatch, TokenSource,
@@ -168,6 +169,7 @@ layers! {
         class: Option<Class>,
         window: Option<Duration>,
         window_bytes: Option<ByteCount>,
+        renewal: Option<Renewal>,
         token: Option<Vec<TokenSource>>,
         concurrency: Option<Concurrency>,
         begun_ahead: Option<usize>,
@@ -179,6 +181,7 @@ layers! {
         mismatch: MismatchLayer,
         after_failure: Option<AfterFailure>,
         expired: Option<Expired>,
+        max_age: MaxAgeLayer,
         mode: Option<Mode>,
         store_outcome: Option<bool>,
         offload: Option<bool>,
@@ -186,6 +189,12 @@ layers! {
         after_hold: Option<AfterHold>,
         after_doubt: Option<AfterHold>,
         breaker: BreakerLayer,
+    }
+    /// What one layer says of messages that are too old.
+    MaxAgeLayer of "MaxAge" {
+        after: Option<Duration>,
+        header: Option<String>,
+        then: Option<OnUseless>,
     }
     /// What one layer says of payload mismatches.
     MismatchLayer of "Mismatch" {

@@ -2,8 +2,8 @@
 //!
 //! - a [`Layer`] is what one of the three says; [`file()`] and [`env()`] read theirs, code writes its own
 //! - [`resolve`] lays them over one another, fills in the defaults, and refuses what cannot work
-//! - nothing is ignored: an unknown key, one of a later version, and one that contradicts another are refused, all
-//!   of them together, each with what to write instead
+//! - nothing is ignored: an unknown key, and one that contradicts another are refused, all of them together, each with
+//!   what to write instead
 //!
 //! Reading the file is the only I/O. Whether a broker, a topic or a directory exists is for the runtime to find out,
 //! and so is a topic that the file names and no handler serves.
@@ -15,6 +15,7 @@ mod error;
 mod kafka;
 mod keys;
 mod layer;
+mod life;
 mod read;
 mod resolve;
 mod settings;
@@ -32,8 +33,9 @@ pub(crate) use kafka::is_by_broker;
 pub use keys::{file, parse};
 pub use layer::{
     AdminLayer, BoundsLayer, BreakerLayer, BudgetLayer, DeadLetterLayer, Layer, LimitsLayer, Listen,
-    MismatchLayer, RetryLayer, TopicLayer,
+    MaxAgeLayer, MismatchLayer, RetryLayer, TopicLayer,
 };
+pub use life::{MaxAge, OnUseless, Renewal};
 pub use resolve::resolve;
 pub use settings::{
     Admin, Cold, DeadLetter, Deleted, Durability, Limits, Properties, Settings, Standby, Start,

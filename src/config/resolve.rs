@@ -182,6 +182,7 @@ fn fill_in_topic(name: &str, layer: &TopicLayer, common: &Layer, problems: &mut 
 
     let mut policy = TopicPolicy::new(class, window);
     policy.window_bytes = layer.window_bytes.or(policy.window_bytes);
+    put(&mut policy.renewal, &layer.renewal);
     put(&mut policy.token, &layer.token);
     put(&mut policy.concurrency, &layer.concurrency);
     put(&mut policy.begun_ahead, &layer.begun_ahead);
@@ -200,6 +201,9 @@ fn fill_in_topic(name: &str, layer: &TopicLayer, common: &Layer, problems: &mut 
     put(&mut policy.mismatch.then, &layer.mismatch.then);
     put(&mut policy.after_failure, &layer.after_failure);
     put(&mut policy.expired, &layer.expired);
+    policy.max_age.after = layer.max_age.after.or(policy.max_age.after);
+    policy.max_age.header = layer.max_age.header.clone().or(policy.max_age.header);
+    put(&mut policy.max_age.then, &layer.max_age.then);
     put(&mut policy.mode, &layer.mode);
     put(&mut policy.store_outcome, &layer.store_outcome);
     put(&mut policy.offload, &layer.offload);

@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::breaker::{Breaker, RetryBudget};
+use super::life::{MaxAge, Renewal};
 use super::units::{ByteCount, words};
 use crate::class::Class;
 
@@ -29,6 +30,12 @@ pub struct TopicPolicy {
     /// is counted and alarmed; where nothing may be shed the topic stops taking.
     /// Metrics: `hapax_window_bytes`, `hapax_effective_window_seconds`.
     pub window_bytes: Option<ByteCount>,
+    /// Whether a suppressed duplicate starts the window of its token anew.
+    ///
+    /// Default: `never`. With `on-duplicate` a token that is resent again and again stays known, to within a quarter of the
+    /// window after the last time, and its record is written again for it, at most four times a window.
+    /// Metric: `hapax_window_renewals_total`.
+    pub renewal: Renewal,
     /// Where a message's token is read; every source that is present counts.
     ///
     /// Default: `[{ header = "idempotency-key" }]`. Several sources are for a change of producers: name the new one
@@ -83,6 +90,8 @@ pub struct TopicPolicy {
     /// Default: `dead-letter` with reason `expired`. With `run` a duplicate that late runs again.
     /// Metric: `hapax_outcomes_total`.
     pub expired: Expired,
+    /// When a message is too old to be of use.
+    pub max_age: MaxAge,
     /// Whether verdicts are enforced.
     ///
     /// Default: `enforce`. With `observe` messages are judged, recorded and counted, and nothing is suppressed: for
@@ -125,6 +134,7 @@ impl TopicPolicy {
             class,
             window,
             window_bytes: None,
+            renewal: Renewal::Never,
             token: vec![TokenSource::Header("idempotency-key".to_owned())],
             concurrency: Concurrency::by_key(16),
             begun_ahead: 0,
@@ -144,6 +154,7 @@ impl TopicPolicy {
                 AfterFailure::Suppress
             },
             expired: Expired::DeadLetter,
+            max_age: MaxAge::default(),
             mode: Mode::Enforce,
             store_outcome: true,
             offload: false,

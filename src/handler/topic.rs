@@ -18,8 +18,8 @@ use super::reply::Probe;
 use super::token::{Readers, Token};
 use crate::class::Class;
 use crate::config::{
-    AfterFailure, AfterHold, ByteCount, Concurrency, Expired, MissingToken, Mode, OnMismatch, Share,
-    TopicLayer,
+    AfterFailure, AfterHold, ByteCount, Concurrency, Expired, MissingToken, Mode, OnMismatch, OnUseless,
+    Renewal, Share, TopicLayer,
 };
 
 /// How long, in log time, the outcome of a token is remembered.
@@ -348,6 +348,26 @@ impl<D: Decode, S> Topic<D, S> {
         self
     }
 
+    /// Whether a suppressed duplicate starts the window of its token anew. Default: `Never`.
+    pub fn renewal(mut self, renewal: Renewal) -> Self {
+        self.layer.renewal = Some(renewal);
+        self
+    }
+
+    /// How old a message may be, by its timestamp, when an attempt at it starts, and what becomes of it then. Default: no message
+    /// is too old.
+    pub fn max_age(mut self, after: Duration, then: OnUseless) -> Self {
+        self.layer.max_age.after = Some(after);
+        self.layer.max_age.then = Some(then);
+        self
+    }
+
+    /// The header by which a message states its own maximal age, in decimal milliseconds. Default: none is read.
+    pub fn max_age_header(mut self, name: impl Into<String>) -> Self {
+        self.layer.max_age.header = Some(name.into());
+        self
+    }
+
     /// Judges, records and counts, and suppresses nothing: duplicates run. For the first days of a topic, to see what
     /// would be. Default: verdicts are enforced.
     pub fn observe(mut self) -> Self {
@@ -444,6 +464,9 @@ mod tests {
             .mismatch(["/cents"], OnMismatch::Suppress)
             .after_failure(AfterFailure::Run)
             .expired(Expired::Run)
+            .renewal(Renewal::OnDuplicate)
+            .max_age(seconds(18), OnUseless::Skip)
+            .max_age_header("useless-after")
             .observe()
             .offload(true)
             .store_outcome(false)
@@ -490,6 +513,15 @@ mod tests {
         assert_eq!(
             (layer.after_failure, layer.expired),
             (Some(AfterFailure::Run), Some(Expired::Run))
+        );
+        assert_eq!(layer.renewal, Some(Renewal::OnDuplicate));
+        assert_eq!(
+            (layer.max_age.after, layer.max_age.header, layer.max_age.then),
+            (
+                Some(seconds(18)),
+                Some("useless-after".to_owned()),
+                Some(OnUseless::Skip)
+            )
         );
         assert_eq!((layer.mode, layer.offload), (Some(Mode::Observe), Some(true)));
         assert_eq!(layer.store_outcome, Some(false));

@@ -291,6 +291,7 @@ fn taken(
         may_have_applied: false,
         in_doubt: false,
         suspect: false,
+        is_ordered: false,
         fingerprint: None,
         policy,
         refused: None,

@@ -48,6 +48,9 @@ impl Partition {
             // However many fresh ones are ready: what was held has waited longer.
             let next = self.returned.pop_front().or_else(|| self.ready.pop_front());
             let Some(id) = next else { break };
+            if self.end_useless(id) {
+                continue;
+            }
             let Some(work) = self.works.get_mut(id) else {
                 continue;
             };
@@ -278,6 +281,8 @@ impl Partition {
             if self.is_forgotten(id) {
                 self.attempts.discard(id);
                 self.hold(id, HeldFor::InDoubt, None);
+            } else if self.end_useless(id) {
+                self.attempts.discard(id);
             } else {
                 self.start(id)?;
             }

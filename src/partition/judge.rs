@@ -43,7 +43,8 @@ impl Partition {
             first_key += count;
             own.clear();
             while let Some(hit) = hits.next_if(|hit| hit.key < first_key) {
-                own.push(hit);
+                let key = hit.key + count - first_key;
+                own.push(Hit { key, ..hit });
             }
             self.meets(id, &own, count);
         }
@@ -65,7 +66,7 @@ impl Partition {
             }
             // `enter` gave it all of its keys where it met no record, and only its own end takes them away.
             if !met_a_record || self.claim(id, &keys).is_none() {
-                self.meets_closed(id, &closed, hits.len());
+                self.meets_closed(id, &closed, Some(hits));
                 return;
             }
         } else if !met_a_record {
@@ -88,9 +89,7 @@ impl Partition {
         let work = self.works.get(id)?;
         let commit_point = self.ledger.commit_point().next;
         let rank = |closed: &Closed| {
-            let is_inside =
-                self.window
-                    .holds(work.judged_ms, closed.first_seen_ms, closed.offset, commit_point);
+            let is_inside = self.counts(work.judged_ms, closed, commit_point);
             let suppresses = match &closed.end {
                 End::Done(_) | End::Invalidated(_) => true,
                 End::Failed(reason) => !self.runs_after(*reason),
@@ -121,8 +120,8 @@ impl Partition {
         self.finish(id, Account::Redelivery, Some(closed));
     }
 
-    /// Its token is closed.
-    pub(super) fn meets_closed(&mut self, id: WorkId, closed: &Closed, keys_found: usize) {
+    /// Its token is closed. `hits` are the records of its keys, `None` where it shares an outcome of its one key.
+    pub(super) fn meets_closed(&mut self, id: WorkId, closed: &Closed, hits: Option<&[Hit]>) {
         if self.is_redelivery_of(id, closed) {
             self.redelivered(id, closed);
             return;
@@ -132,20 +131,17 @@ impl Partition {
         };
         // A later record must not lie in an older bucket than this one, where the look-up would not see it first.
         work.seen_floor_ms = work.seen_floor_ms.max(closed.first_seen_ms);
-        let commit_point = self.ledger.commit_point().next;
-        if !self
-            .window
-            .holds(work.judged_ms, closed.first_seen_ms, closed.offset, commit_point)
-        {
+        let judged_ms = work.judged_ms;
+        if !self.counts(judged_ms, closed, self.ledger.commit_point().next) {
             self.wiring.meters.expirations.increment(1);
             self.meets_nothing(id);
             return;
         }
         self.wiring.meters.hits.increment(1);
         match &closed.end {
-            End::Done(_) => self.duplicate(id, closed, keys_found),
+            End::Done(_) => self.duplicate(id, closed, hits),
             End::Failed(reason) if self.runs_after(*reason) => self.run_anew(id),
-            End::Failed(_) => self.duplicate(id, closed, keys_found),
+            End::Failed(_) => self.duplicate(id, closed, hits),
             End::Invalidated(_) if self.wiring.policy.mode == Mode::Observe => self.run_observed(id),
             End::Invalidated(why) => {
                 let error = format!("an operator invalidated its token: {why}");
@@ -156,8 +152,11 @@ impl Partition {
     }
 
     /// Whether a message runs whose token failed for that reason. What was given up *in doubt* may have been applied:
-    /// no policy runs that again for a guarded class.
+    /// no policy runs that again for a guarded class. What was useless has applied nothing, and says nothing of a later message.
     fn runs_after(&self, reason: Reason) -> bool {
+        if reason == Reason::Useless {
+            return true;
+        }
         let policy = &self.wiring.policy;
         let is_open_to_doubt = policy.class.is_guarded() && reason.leaves_doubt();
         policy.after_failure == AfterFailure::Run && !is_open_to_doubt
@@ -195,7 +194,7 @@ impl Partition {
     }
 
     /// The same token at another offset, inside the window.
-    fn duplicate(&mut self, id: WorkId, closed: &Closed, keys_found: usize) {
+    fn duplicate(&mut self, id: WorkId, closed: &Closed, hits: Option<&[Hit]>) {
         let Some(work) = self.works.get(id) else { return };
         #[expect(clippy::cast_precision_loss, reason = "a histogram takes floats")]
         self.wiring
@@ -226,23 +225,28 @@ impl Partition {
             self.run_observed(id);
             return;
         }
-        let keys = work.keys.clone();
-        let lacks_alias = keys_found < keys.as_slice().len();
-        if !lacks_alias && work.open_at.is_none() {
+        let is_held = work.open_at.is_some();
+        let written = self.written_by(id, closed, hits);
+        if written.is_none() && !is_held {
             self.finish(id, Account::Duplicate, Some(closed));
             return;
         }
-        if lacks_alias {
-            // Rotation: the aliases that have no record get this one, so that a third message with only the other
-            // source finds it. Recorded before this message completes.
-            let aliases = keys.as_slice().iter().map(|key| (*key, closed.clone()));
-            self.changes.closed.extend(aliases);
-        }
-        // Held until now: its open record goes, or every start would judge it again.
+        // Recorded before this message completes. Held until now: its open record goes, or every start would judge it again.
         self.record(id, Account::Duplicate, closed.end.clone());
+        let mut shared = closed.clone();
+        if let Some(written) = written {
+            self.wiring
+                .meters
+                .renewals
+                .increment(u64::from(written.is_renewed));
+            let keys = written.keys.iter();
+            let records = keys.map(|key| (*key, written.closed.clone()));
+            self.changes.closed.extend(records);
+            shared = written.closed;
+        }
         if let Some(work) = self.works.get_mut(id) {
             // Whoever waits behind it shares the first outcome, not the moment of this duplicate.
-            work.closing = Some((Account::Duplicate, closed.clone()));
+            work.closing = Some((Account::Duplicate, shared));
         }
     }
 

@@ -11,6 +11,7 @@
 //! | (starts) | `starts.rs` | whether an attempt may start: the breaker, the budget of retries |
 //! | attempt | `crate::attempt` | the handler |
 //! | (ended) | `ended.rs` | what an attempt's end means for its class: done, again, in doubt, given up |
+//! | (life) | `life.rs` | a duplicate that starts a window anew, a message that is too old to be of use |
 //! | (acts) | `acts.rs` | what an operator decides about what is held, or about a token |
 //! | (held) | `hold.rs` | what is kept on disk for an attempt later, and what of its key is kept behind it |
 //! | record | `record.rs` | groups to the journal, and what their acknowledgement completes |
@@ -26,6 +27,7 @@ mod ended;
 mod hold;
 mod judge;
 mod leave;
+mod life;
 mod record;
 mod resting;
 mod restore;
@@ -64,6 +66,7 @@ use crate::store::{Changes, PartitionId};
 use crate::token::TokenKey;
 use crate::window::{PartitionTime, Window};
 use hold::{Blocked, Loads, Name};
+pub(crate) use life::is_renewed;
 use resting::Rests;
 pub(crate) use resting::{Found, find};
 pub(crate) use starts::Starts;

@@ -304,7 +304,8 @@ impl Partition {
         }
         // Where the token itself was not decided, there is nothing to share. A repeat that has several keys may have met
         // an outcome of one of them alone; an outcome of its own is recorded under all.
-        let is_own = matches!(account, Account::Done | Account::Failed) || work.keys.as_slice().len() == 1;
+        let is_own = matches!(account, Account::Done | Account::Failed | Account::Skipped)
+            || work.keys.as_slice().len() == 1;
         let closed = closed.filter(|_| is_own && work.refused.is_none());
         for waiter in work.behind {
             let Some(waiting) = self.works.get(waiter) else {
@@ -315,7 +316,7 @@ impl Partition {
             match closed {
                 // The outcome is durable, and nobody has opened the token since: no look-up is needed to share it.
                 Some(closed) if single && self.index.claim(key, Holder::Work(waiter)).is_none() => {
-                    self.meets_closed(waiter, closed, 1);
+                    self.meets_closed(waiter, closed, None);
                 }
                 _ => self.enter(waiter),
             }

@@ -69,6 +69,12 @@ impl Partition {
                     // Begun again in every class, so that one that keeps killing the process is counted.
                     work.suspect = true;
                 }
+                // Whoever waited behind it waits on: it ran for its retry, and its turn is not over.
+                let why = HeldFor::Retry {
+                    due_ms: 0,
+                    may_have_applied: !not_applied,
+                };
+                self.hold_up(Some(id), why, open);
                 self.ready.push_back(id);
             }
             Stage::Held { why, verdict, .. } => {
@@ -149,6 +155,7 @@ impl Partition {
                 if let Some(work) = self.works.get_mut(id) {
                     // The operator says that it was not applied; the attempts of before are not counted against it.
                     work.may_have_applied = false;
+                    work.is_ordered = true;
                     work.attempts = work.attempts.min(self.bounds.attempts_max.saturating_sub(1));
                     work.phase = Phase::Ready;
                 }
@@ -171,7 +178,11 @@ impl Partition {
 
     fn order_of_open(&self, open: &Open) -> Option<u64> {
         match &open.stage {
-            Stage::Held { message, .. } => self.order_of(message.key.as_deref()),
+            Stage::Held { message, .. }
+            | Stage::Begun {
+                message: Some(message),
+                ..
+            } => self.order_of(message.key.as_deref()),
             _ => None,
         }
     }
@@ -225,6 +236,7 @@ impl Partition {
             may_have_applied: false,
             in_doubt: false,
             suspect: false,
+            is_ordered: false,
             fingerprint: open.fingerprint,
             policy: None,
             refused: None,

@@ -270,7 +270,7 @@ impl Partition {
             self.forgive(id, since);
             if self.is_forgotten(id) {
                 self.hold(id, HeldFor::InDoubt, None);
-            } else {
+            } else if !self.end_useless(id) {
                 self.prepare(id)?;
             }
         }

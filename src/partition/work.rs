@@ -135,6 +135,8 @@ pub(super) struct Work {
     pub(super) in_doubt: bool,
     /// It is begun in every class: the process died while messages like this one ran.
     pub(super) suspect: bool,
+    /// An operator said run: it is not asked whether it is too old.
+    pub(super) is_ordered: bool,
     pub(super) fingerprint: Option<Fingerprint>,
     /// What a policy says of it, once it is known to be new.
     pub(super) policy: Option<(Reason, String)>,

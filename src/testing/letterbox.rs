@@ -33,6 +33,11 @@ impl Letterbox {
         }
     }
 
+    /// Those of a transaction, which are there with it: the topic refuses none of them.
+    pub(crate) fn post(&self, letters: Vec<Letter>) {
+        self.lock().letters.extend(letters);
+    }
+
     /// The letters so far.
     pub(crate) fn letters(&self) -> Vec<Letter> {
         self.lock().letters.clone()

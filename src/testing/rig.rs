@@ -60,6 +60,8 @@ pub(crate) struct Rig {
     topic: String,
     pub(crate) policy: TopicPolicy,
     pub(crate) limits: Limits,
+    /// Where states and offsets are made durable. Replicated, a group is what a transaction is: letters and offset come with it.
+    pub(crate) durability: Durability,
     pub(crate) cold: Cold,
     /// A rebuild ends after so many messages, as by a kill.
     pub(crate) rebuild_dies_after: Option<usize>,
@@ -105,6 +107,7 @@ impl Rig {
             topic: topic.to_owned(),
             policy,
             limits: Limits::of(Durability::Local),
+            durability: Durability::Local,
             cold: Cold::Refuse,
             rebuild_dies_after: None,
             max_clock_jump: Duration::from_secs(3_600),
@@ -190,7 +193,7 @@ impl Rig {
             limits: self.limits.clone(),
             max_clock_jump: self.max_clock_jump,
             commit_every: self.commit_every,
-            durability: Durability::Local,
+            durability: self.durability,
             extractor: self.extractor(),
             factory: Arc::clone(&self.factory),
             clock: self.clock.clone(),
@@ -198,9 +201,10 @@ impl Rig {
             journal: match self.sync {
                 Duration::ZERO => Arc::new(Inline {
                     store: Arc::clone(&store),
+                    letterbox: self.letterbox.clone(),
                     script: self.script.clone(),
                 }),
-                delay => Arc::new(Late::start(Arc::clone(&store), delay)),
+                delay => Arc::new(Late::start(Arc::clone(&store), &self.letterbox, delay)),
             },
             letters: Arc::new(self.letterbox.watched_by(self.script.clone())),
             commits: commits.clone(),
@@ -224,7 +228,7 @@ impl Rig {
             cold: self.cold,
             start: Start::Earliest,
             deleted: crate::config::Deleted::Refuse,
-            durability: Durability::Local,
+            durability: self.durability,
             runtime: Handle::current(),
             failures,
         };
@@ -251,7 +255,7 @@ impl Rig {
     /// What the broker knows of a partition.
     fn facts(&self, partition: i32) -> Facts {
         Facts {
-            committed: self.committed.get(&partition).cloned(),
+            committed: self.committed_of(partition),
             low: 0,
             high: self.end_of_log(partition),
         }
@@ -280,6 +284,10 @@ impl Rig {
         let Some(process) = &mut self.process else {
             return Ok(());
         };
+        if self.durability == Durability::Replicated {
+            // The rig's journals keep the order: what comes after it is durable after it.
+            prepared.raise_fence();
+        }
         let start = prepared.start;
         let mark = CommitMark::from_metadata(&process.assignments.mark(start));
         self.committed.insert(
@@ -496,7 +504,19 @@ impl Rig {
 
     /// The offset committed for a partition.
     pub(crate) fn committed_offset(&self, partition: i32) -> Option<NextOffset> {
-        self.committed.get(&partition).map(|committed| committed.next)
+        self.committed_of(partition).map(|committed| committed.next)
+    }
+
+    /// What the group has committed: by itself, or with the last of its transactions.
+    fn committed_of(&self, partition: i32) -> Option<Committed> {
+        if self.durability == Durability::Local {
+            return self.committed.get(&partition).cloned();
+        }
+        let position = self.store.load_position(self.id(partition)?).ok()??;
+        Some(Committed {
+            next: position.commit_point,
+            mark: None,
+        })
     }
 
     /// The partition, as the store numbers it.

@@ -65,6 +65,19 @@ pub(super) fn check(settings: &Settings, name: &str, policy: &TopicPolicy, found
             .most(CENTURY, "no downstream remembers a child token so long");
     }
 
+    if let Some(after) = policy.max_age.after {
+        found
+            .key(key("max_age.after"), after)
+            .least(Duration::from_millis(1), "every message would be too old")
+            .most(CENTURY, "no message is so old; leave it out");
+    }
+    if let Some(header) = &policy.max_age.header {
+        found.key(key("max_age.header"), header.as_str()).when(
+            header.is_empty(),
+            "a header has a name",
+            "write for example \"useless-after\"",
+        );
+    }
     let fields = &policy.mismatch.fields;
     unique_pointers(&key("mismatch.fields"), fields, found);
     found.key(key("mismatch.then"), policy.mismatch.then.name()).when(
@@ -318,6 +331,9 @@ mod tests {
             ("deadline = \"25h\"", "deadline", "stuck"),
             ("probe_deadline = \"0s\"", "probe_deadline", "before it began"),
             ("probe_settle = \"2h\"", "probe_settle", "waits so long"),
+            ("max_age.after = \"0s\"", "max_age.after", "too old"),
+            ("max_age.after = \"1000y\"", "max_age.after", "so old"),
+            ("max_age.header = \"\"", "max_age.header", "a name"),
             (
                 "rerun_within = \"1h\"",
                 "rerun_within",

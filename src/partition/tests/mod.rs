@@ -17,6 +17,7 @@ mod everywhere;
 mod held;
 mod holds;
 mod journal;
+mod life;
 mod limits;
 mod many;
 mod outcomes;
