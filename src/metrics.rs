@@ -120,7 +120,9 @@ definitions! {
     WINDOW_BYTES = "hapax_window_bytes", Gauge, Bytes, ["topic"],
         "Bytes of the topic's window on disk.";
     LETTERS_FAILED = "hapax_dead_letter_failures_total", Counter, Count, ["topic"],
-        "Dead letters that were not acknowledged and are tried again; their partition takes nothing meanwhile.";
+        "Dead letters and outputs that were not acknowledged and are tried again; their partition takes nothing meanwhile.";
+    GIVEN = "hapax_given_back_total", Counter, Count, ["topic", "kind"],
+        "Messages that outcomes gave back, by kind: output.";
     JUMP = "hapax_clock_jump_pending", Gauge, Count, ["topic", "partition"],
         "1 while a timestamp far ahead waits for a second message to confirm it.";
     TAKEN = "hapax_account_taken", Gauge, Count, ["topic", "partition"],
@@ -210,6 +212,7 @@ pub(crate) struct TopicMeters {
     pub(crate) handler: Histogram,
     pub(crate) record: Histogram,
     pub(crate) letters_failed: Counter,
+    pub(crate) outputs: Counter,
     pub(crate) cold: Gauge,
     pub(crate) rebuilt: Counter,
     pub(crate) effective_window: Gauge,
@@ -243,6 +246,7 @@ impl TopicMeters {
             handler: histogram(name::HANDLER),
             record: histogram(name::RECORD),
             letters_failed: counter(name::LETTERS_FAILED),
+            outputs: metrics::counter!(name::GIVEN, "topic" => topic.clone(), "kind" => "output"),
             cold: gauge(name::COLD),
             rebuilt: counter(name::REBUILT),
             effective_window: gauge(name::EFFECTIVE_WINDOW),

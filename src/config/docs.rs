@@ -11,10 +11,11 @@ use crate::class::Class;
 
 const PAGE: &str = include_str!("../../docs/configuration.md");
 const FILE: &str = include_str!("../../tests/fixtures/hapax.full.toml");
-const SOURCES: [&str; 3] = [
+const SOURCES: [&str; 4] = [
     include_str!("settings.rs"),
     include_str!("topic.rs"),
     include_str!("breaker.rs"),
+    include_str!("given.rs"),
 ];
 
 /// Every key that is read, with `NAME` for the topic.
@@ -59,6 +60,7 @@ fn comments() -> BTreeMap<String, String> {
             Some("Admin") => prefix = "admin.",
             Some("TopicPolicy") => prefix = "topics.NAME.",
             Some("Mismatch") => prefix = "topics.NAME.mismatch.",
+            Some("Outputs") => prefix = "topics.NAME.outputs.",
             Some("Retry") => prefix = "retry.",
             Some("InPlace") => prefix = "retry.in_place.",
             Some("Overall") => prefix = "retry.overall.",
@@ -155,14 +157,14 @@ fn every_metric_that_the_docs_name_exists() {
 #[test]
 fn the_page_states_the_defaults_of_the_code() {
     let stated = assert_stated(page());
-    assert_eq!(stated, 47, "of the keys of the page");
+    assert_eq!(stated, 50, "of the keys of the page");
 }
 
 #[test]
 fn the_doc_comments_state_the_defaults_of_the_code() {
     let comments = comments();
     let stated = assert_stated(comments.iter().map(|(key, said)| (key.as_str(), said.as_str())));
-    assert_eq!(stated, 47, "of the commented fields");
+    assert_eq!(stated, 50, "of the commented fields");
     // Those of a topic's own retry and breaker are the fields of the common ones.
     let fields = known()
         .into_iter()
@@ -255,6 +257,9 @@ fn every_key_reaches_its_setting() {
         ("topics.NAME.retry.overall.max", "\"7h\""),
         ("topics.NAME.after_hold", "\"release\""),
         ("topics.NAME.after_doubt", "\"block-key\""),
+        ("topics.NAME.outputs.topics", "[\"other\"]"),
+        ("topics.NAME.outputs.max", "7"),
+        ("topics.NAME.outputs.bytes", "\"7KiB\""),
         ("topics.NAME.retry.budget.share", "0.7"),
         ("topics.NAME.retry.budget.per_second", "7"),
         ("topics.NAME.breaker.failure_share", "0.7"),

@@ -9,7 +9,7 @@ use toml::de::DeTable;
 use super::error::{Error, Place, Problem};
 use super::layer::{
     AdminLayer, BoundsLayer, BreakerLayer, BudgetLayer, DeadLetterLayer, Layer, LimitsLayer, Listen,
-    MismatchLayer, RetryLayer, TopicLayer,
+    MismatchLayer, OutputsLayer, RetryLayer, TopicLayer,
 };
 use super::read::{Findings, Section};
 use super::settings::Properties;
@@ -127,6 +127,11 @@ pub(super) fn topic(keys: &mut Section<'_>) -> TopicLayer {
         retry: keys.section("retry", retry),
         after_hold: keys.take("after_hold", word),
         after_doubt: keys.take("after_doubt", word),
+        outputs: keys.section("outputs", |keys| OutputsLayer {
+            topics: keys.take("topics", |value, place| list(value, place, text)),
+            max: keys.take("max", number),
+            bytes: keys.take("bytes", bytes),
+        }),
         breaker: keys.section("breaker", breaker),
     };
     keys.later("renewal", "windows that no duplicate renews");

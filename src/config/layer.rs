@@ -183,7 +183,14 @@ layers! {
         retry: RetryLayer,
         after_hold: Option<AfterHold>,
         after_doubt: Option<AfterHold>,
+        outputs: OutputsLayer,
         breaker: BreakerLayer,
+    }
+    /// What one layer says of what a handler emits.
+    OutputsLayer of "Outputs" {
+        topics: Option<Vec<String>>,
+        max: Option<usize>,
+        bytes: Option<ByteCount>,
     }
     /// What one layer says of payload mismatches.
     MismatchLayer of "Mismatch" {

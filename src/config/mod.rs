@@ -12,6 +12,7 @@ mod breaker;
 mod check;
 mod env;
 mod error;
+mod given;
 mod kafka;
 mod keys;
 mod layer;
@@ -24,15 +25,17 @@ mod units;
 mod values;
 
 pub use breaker::{Breaker, RetryBudget, Share};
+pub(crate) use check::legal;
 pub use check::{check, warnings};
 pub use env::env;
 pub use error::{Error, Place, Problem};
+pub use given::Outputs;
 #[cfg(feature = "kafka")]
 pub(crate) use kafka::is_by_broker;
 pub use keys::{file, parse};
 pub use layer::{
     AdminLayer, BoundsLayer, BreakerLayer, BudgetLayer, DeadLetterLayer, Layer, LimitsLayer, Listen,
-    MismatchLayer, RetryLayer, TopicLayer,
+    MismatchLayer, OutputsLayer, RetryLayer, TopicLayer,
 };
 pub use resolve::resolve;
 pub use settings::{

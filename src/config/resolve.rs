@@ -213,6 +213,9 @@ fn fill_in_topic(name: &str, layer: &TopicLayer, common: &Layer, problems: &mut 
     }
     put(&mut policy.after_hold, &layer.after_hold);
     put(&mut policy.after_doubt, &layer.after_doubt);
+    put(&mut policy.outputs.topics, &layer.outputs.topics);
+    put(&mut policy.outputs.max, &layer.outputs.max);
+    put(&mut policy.outputs.bytes, &layer.outputs.bytes);
     policy
 }
 

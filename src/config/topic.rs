@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::breaker::{Breaker, RetryBudget};
+use super::given::Outputs;
 use super::units::{ByteCount, words};
 use crate::class::Class;
 
@@ -110,6 +111,8 @@ pub struct TopicPolicy {
     /// Default: `release`: it waits for a person, and they run before it. With `block-key` they are held behind it.
     /// Metric: `hapax_held_messages`.
     pub after_doubt: AfterHold,
+    /// What the handler may emit.
+    pub outputs: Outputs,
     /// How many retries in place there may be.
     pub budget: RetryBudget,
     /// When attempts stop, because too many fail.
@@ -150,6 +153,7 @@ impl TopicPolicy {
             retry: Retry::default(),
             after_hold: AfterHold::BlockKey,
             after_doubt: AfterHold::Release,
+            outputs: Outputs::default(),
             budget: RetryBudget::default(),
             breaker: Breaker::default(),
         }

@@ -297,6 +297,13 @@ impl<D: Decode, S> Topic<D, S> {
         self
     }
 
+    /// The topics that the handler [emits](crate::Context::emit) to, and no other: a start looks whether they are there, and take
+    /// the largest output. Default: any, and none is looked for.
+    pub fn outputs<N: Into<String>>(mut self, topics: impl IntoIterator<Item = N>) -> Self {
+        self.layer.outputs.topics = Some(topics.into_iter().map(Into::into).collect());
+        self
+    }
+
     /// The longest wait before the second attempt, and between any two in place. In between it doubles; each wait is drawn from
     /// zero to that. Default: 100 ms and 10 s, for all topics.
     pub fn backoff(mut self, first: Duration, max: Duration) -> Self {
@@ -447,7 +454,9 @@ mod tests {
             .observe()
             .offload(true)
             .store_outcome(false)
+            .outputs(["shipments"])
             .layer;
+        assert_eq!(layer.outputs.topics, Some(vec!["shipments".to_owned()]));
         assert_eq!(
             (layer.window, layer.window_bytes),
             (Some(seconds(86_400)), Some(ByteCount::gib(1)))

@@ -11,6 +11,7 @@
 //! | (starts) | `starts.rs` | whether an attempt may start: the breaker, the budget of retries |
 //! | attempt | `crate::attempt` | the handler |
 //! | (ended) | `ended.rs` | what an attempt's end means for its class: done, again, in doubt, given up |
+//! | (given) | `given.rs` | what an outcome gives back: outputs, as messages that become visible with it |
 //! | (held) | `hold.rs` | what is kept on disk for an attempt later, and what of its key is kept behind it |
 //! | record | `record.rs` | groups to the journal, and what their acknowledgement completes |
 //! | complete | `record.rs` | ledger, accounts, whoever waited behind it, the commit point |
@@ -21,6 +22,7 @@ mod admit;
 mod begin;
 mod counts;
 mod ended;
+mod given;
 mod hold;
 mod judge;
 mod leave;
@@ -46,7 +48,7 @@ use tokio::sync::{mpsc, watch};
 use crate::accounts::Accounts;
 use crate::attempt::Attempts;
 use crate::backoff::{Bounds, Waits};
-use crate::broker::{self, Letter};
+use crate::broker::Letter;
 use crate::clock::{self, Instant};
 use crate::error::Error;
 use crate::fence::Gate;
@@ -60,6 +62,7 @@ use crate::store::{Changes, Known, PartitionId};
 use crate::token::TokenKey;
 use crate::window::{PartitionTime, Window};
 use hold::{Blocked, Loads};
+use record::Unsent;
 pub(crate) use starts::Starts;
 pub(crate) use wiring::{Assignment, Control, Wiring};
 use work::{Index, OpenId, Resting, Work, WorkId};
@@ -153,7 +156,7 @@ pub(crate) struct Partition {
     submitted: VecDeque<Submitted>,
     next_number: u64,
     acks: Arc<Acks>,
-    sending: FuturesUnordered<futures_util::future::BoxFuture<'static, (WorkId, Result<(), broker::Error>)>>,
+    sending: FuturesUnordered<futures_util::future::BoxFuture<'static, (WorkId, Result<(), Unsent>)>>,
     letters_failing: usize,
     published: CommitPoint,
     publish_due: Instant,
@@ -199,7 +202,7 @@ enum Wake {
         >,
     ),
     Attempt(WorkId, crate::attempt::Event),
-    Sent(WorkId, Result<(), broker::Error>),
+    Sent(WorkId, Result<(), Unsent>),
     Loaded(Result<Result<Known, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
     Held(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
     Timer,

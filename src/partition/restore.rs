@@ -84,20 +84,28 @@ impl Partition {
                     None => self.rest_or_follow(open, why),
                 }
             }
-            Stage::Settling { end, error, .. } => {
+            Stage::Settling {
+                end, error, outputs, ..
+            } => {
                 self.count_restored(open);
-                let (end, error) = (end.clone(), error.clone());
+                let ending = Ending {
+                    account: match end {
+                        End::Done(_) => Account::Done,
+                        _ => Account::Failed,
+                    },
+                    end: end.clone(),
+                    error: error.clone(),
+                    outputs: outputs.clone(),
+                    unsent: None,
+                    failed_sends: 0,
+                };
                 let Some(id) = self.revive(open, Phase::Settling) else {
                     return;
                 };
                 if let Some(work) = self.works.get_mut(id) {
-                    work.ending = Some(Box::new(Ending {
-                        end,
-                        error,
-                        failed_sends: 0,
-                    }));
+                    work.ending = Some(Box::new(ending));
                 }
-                self.send_letter(id);
+                self.send(id);
             }
         }
     }

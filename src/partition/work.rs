@@ -5,10 +5,12 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use crate::accounts::Account;
+use crate::broker::Letter;
 use crate::clock::Instant;
 use crate::ledger::Slot;
 use crate::message::{Batch, Offset, Raw};
 use crate::outcome::{Closed, End, Fingerprint, HeldFor, Reason};
+use crate::output::Output;
 use crate::token::TokenKey;
 
 /// Names one piece of work; reused once it is complete.
@@ -77,11 +79,11 @@ pub(super) enum Phase {
     Recording,
     /// Its hold is on the way to the disk.
     Holding,
-    /// Its outcome with a dead letter is on the way to the disk.
+    /// Its outcome, with what is to be sent of it, is on the way to the disk.
     Settling,
-    /// Its dead letter is on the way to the broker.
+    /// Its dead letter and its outputs are on the way to the broker.
     Sending,
-    /// Its dead letter could not be sent before the partition is left.
+    /// They could not be sent before the partition is left.
     Unsent,
 }
 
@@ -149,9 +151,14 @@ pub(super) struct Work {
 /// An end on its way.
 #[derive(Debug, Clone)]
 pub(super) struct Ending {
+    pub(super) account: Account,
     pub(super) end: End,
     pub(super) error: String,
-    /// Sends of the dead letter that failed so far.
+    /// What is to be sent besides a dead letter.
+    pub(super) outputs: Vec<Output>,
+    /// What is left of all that, once a send has failed.
+    pub(super) unsent: Option<Vec<Letter>>,
+    /// Sends that failed so far.
     pub(super) failed_sends: u32,
 }
 

@@ -65,6 +65,8 @@ pub(crate) struct Rig {
     pub(crate) max_clock_jump: Duration,
     pub(crate) commit_every: Duration,
     pub(crate) dead_letter_topic: String,
+    /// `Replicated`: a group's letters are there with its records, and its commit point is committed with them.
+    pub(crate) durability: Durability,
     readers: Vec<Reader>,
     factory: Arc<dyn Factory>,
     pub(crate) store: Arc<MemoryStore>,
@@ -106,6 +108,7 @@ impl Rig {
             max_clock_jump: Duration::from_secs(3_600),
             commit_every: Duration::from_millis(100),
             dead_letter_topic: format!("{topic}.dead-letters"),
+            durability: Durability::Local,
             readers,
             factory,
             store: Arc::new(MemoryStore::new("test", &[])),
@@ -183,7 +186,7 @@ impl Rig {
             limits: self.limits.clone(),
             max_clock_jump: self.max_clock_jump,
             commit_every: self.commit_every,
-            durability: Durability::Local,
+            durability: self.durability,
             extractor: self.extractor(),
             factory: Arc::clone(&self.factory),
             clock: self.clock.clone(),
@@ -192,8 +195,9 @@ impl Rig {
                 Duration::ZERO => Arc::new(Inline {
                     store: Arc::clone(&store),
                     script: self.script.clone(),
+                    letterbox: self.letterbox.clone(),
                 }),
-                delay => Arc::new(Late::start(Arc::clone(&store), delay)),
+                delay => Arc::new(Late::start(Arc::clone(&store), delay, self.letterbox.clone())),
             },
             letters: Arc::new(self.letterbox.watched_by(self.script.clone())),
             commits: commits.clone(),
@@ -284,6 +288,8 @@ impl Rig {
         if dies_at(&self.script, Edge::Assigned { partition }, Side::After) {
             return Ok(());
         }
+        // Where it is not written yet, it is the first that goes into the journal.
+        let _ = prepared.raise_fence();
         process.assignments.serve(prepared);
         let log = self
             .log
@@ -399,6 +405,14 @@ impl Rig {
 
     fn commit(&mut self) {
         let Some(process) = &self.process else { return };
+        if self.durability == Durability::Replicated {
+            for id in process.assignments.ids() {
+                let known = self.store.load_position(id).ok().flatten();
+                if let (Some(known), Some(committed)) = (known, self.committed.get_mut(&id.partition)) {
+                    committed.next = known.commit_point;
+                }
+            }
+        }
         for Due { id, point, .. } in process.commits.take_due(crate::clock::now()) {
             let mark = CommitMark::from_metadata(&process.assignments.mark(point));
             let edge = Edge::Commit {

@@ -6,6 +6,7 @@ use super::bound::{Found, Shown};
 use super::{CENTURY, DAY, HOUR, SECOND};
 use crate::class::Class;
 use crate::config::breaker::{Breaker, RetryBudget, Share};
+use crate::config::given::Outputs;
 use crate::config::read::segment;
 use crate::config::settings::Settings;
 use crate::config::topic::{InPlace, Mode, OnMismatch, Overall, TokenSource, TopicPolicy};
@@ -72,6 +73,7 @@ pub(super) fn check(settings: &Settings, name: &str, policy: &TopicPolicy, found
         "without fields the bytes are compared, and those differ where a producer only reorders its keys",
         "name the fields: mismatch = { fields = [\"/amount\"] }",
     );
+    outputs(&key("outputs"), &policy.outputs, found);
     in_place(&key("retry.in_place"), &policy.retry.in_place, found);
     overall(&key("retry.overall"), &policy.retry.overall, found);
     budget(&key("retry.budget"), &policy.budget, found);
@@ -274,8 +276,34 @@ fn breaker(key: &str, breaker: &Breaker, found: &mut Found) {
         .most(HOUR, "a downstream that is back would not be noticed");
 }
 
+fn outputs(key: &str, outputs: &Outputs, found: &mut Found) {
+    let topics = format!("{key}.topics");
+    for topic in &outputs.topics {
+        if let Err(why) = legal(topic) {
+            let fix = "use the topic's name in Kafka";
+            found.key(topics.clone(), topic.as_str()).when(true, why, fix);
+        }
+        found.key(topics.clone(), topic.as_str()).when(
+            topic.ends_with(".hapax"),
+            "a name that ends in \".hapax\" is a changelog's, which nobody but hapax writes",
+            "emit to another topic",
+        );
+    }
+    found
+        .key(format!("{key}.max"), outputs.max)
+        .least(1, "nothing could be emitted")
+        .most(100_000, "they are in memory all at once");
+    found
+        .key(format!("{key}.bytes"), outputs.bytes)
+        .least(ByteCount(1), "nothing could be emitted")
+        .most(
+            ByteCount::mib(64),
+            "no topic takes as much, and it is in memory all at once",
+        );
+}
+
 /// Kafka's own rule for the names of topics.
-pub(super) fn legal(name: &str) -> Result<(), &'static str> {
+pub(crate) fn legal(name: &str) -> Result<(), &'static str> {
     match name {
         "" => Err("a topic has a name"),
         "." | ".." => Err("Kafka has no topic of that name"),
@@ -300,6 +328,18 @@ mod tests {
             ("window = \"0s\"", "window", "forgotten by quarters"),
             ("window = \"999ms\"", "window", "forgotten by quarters"),
             ("window = \"1000y\"", "window", "nothing would ever be forgotten"),
+            ("outputs.topics = [\"a b\"]", "outputs.topics", "letters, digits"),
+            (
+                "outputs.topics = [\"g.orders.hapax\"]",
+                "outputs.topics",
+                "a changelog's",
+            ),
+            ("outputs.max = 0", "outputs.max", "nothing could be emitted"),
+            (
+                "outputs.bytes = \"65MiB\"",
+                "outputs.bytes",
+                "no topic takes as much",
+            ),
             ("window_bytes = \"1023KiB\"", "window_bytes", "shed as fast"),
             ("token = []", "token", "no message has a token"),
             ("token = [\"key\", \"key\"]", "token", "twice"),

@@ -13,6 +13,7 @@ mod breaker;
 mod crashes;
 mod drains;
 mod everywhere;
+mod given;
 mod held;
 mod holds;
 mod journal;
@@ -149,6 +150,7 @@ fn rig_with(class: Class, script: &Script, change: impl FnOnce(&mut TopicPolicy)
     let factory = Arc::new(Typed {
         callee: Arc::new(script.clone()),
         terms,
+        outputs: Arc::default(),
     });
     Rig::new(
         "orders",

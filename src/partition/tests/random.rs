@@ -1,5 +1,5 @@
 //! Random schedules: every class, rotated tokens, every end of an attempt, kills, drains, revocations, losses, a
-//! dead-letter topic that is away, and an operator and a probe that know the truth.
+//! dead-letter topic that is away, outputs, and an operator and a probe that know the truth.
 //!
 //! The handler notes each effect at the moment it happens, so the judge needs nothing that the engine says: of each
 //! token at most one effect for a guarded class that is told the truth, no message without an outcome at the end, books
@@ -9,7 +9,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::config::{AfterFailure, AfterHold};
+use crate::config::{AfterFailure, AfterHold, Durability};
+use crate::message::Offset;
+use crate::outcome::End;
+use crate::output::Output;
 
 /// Schedules of one run.
 const SEEDS: u64 = 150;
@@ -22,6 +25,10 @@ struct World {
     calm: bool,
     /// Effects by token key in words, such as `n3` and `o3`.
     effects: BTreeMap<String, u32>,
+    /// Offsets of which an attempt emitted an output and ended well, with its name.
+    emitted: BTreeSet<(i64, String)>,
+    /// Offsets that somebody else than a handler says are done.
+    told: BTreeSet<i64>,
     /// The keys of each offset.
     sent: Vec<Vec<String>>,
     log: Vec<String>,
@@ -47,6 +54,13 @@ impl World {
         }
     }
 
+    fn emit(&mut self, offset: i64, call: &Call) {
+        let name = format!("attempt-{}", call.attempt);
+        call.emit(&name, Output::to("outputs")).unwrap();
+        self.say(format!("{offset} emits {name}"));
+        self.emitted.insert((offset, name));
+    }
+
     fn is_applied(&self, offset: i64) -> bool {
         self.sent[offset as usize]
             .iter()
@@ -63,12 +77,16 @@ fn script(world: &Shared) -> Script {
         match pick {
             0..=4 => {
                 world.apply(offset);
+                if offset % 2 == 0 {
+                    world.emit(offset, &call);
+                }
                 ok()
             }
             5 => Box::pin(async { Err(HandlerError::not_applied("busy")) }),
             6 => reject(),
             7 => {
                 world.apply(offset);
+                call.emit("of a failed attempt", Output::to("outputs")).unwrap();
                 who_knows()
             }
             8 => who_knows(),
@@ -85,6 +103,9 @@ fn script(world: &Shared) -> Script {
                     wait(time).await;
                     world.lock().unwrap().apply(offset);
                     wait(time).await;
+                    if offset % 2 == 0 {
+                        world.lock().unwrap().emit(offset, &call);
+                    }
                     Ok(())
                 })
             }
@@ -144,6 +165,9 @@ impl Campaign {
                     Verdict::Run
                 };
                 self.note(&format!("verdict {verdict:?} on {offset}"));
+                if verdict == Verdict::Done {
+                    self.world.lock().unwrap().told.insert(offset);
+                }
                 resolve(&mut self.rig, offset, verdict);
                 // What follows depends on this one: the next is decided after it.
                 return;
@@ -230,6 +254,7 @@ impl Campaign {
                 assert!(*effects <= 1, "token {key} had {effects} effects");
             }
         }
+        self.judge_outputs(&world);
         let letters: BTreeSet<String> = self
             .rig
             .letterbox
@@ -268,6 +293,43 @@ impl Campaign {
     }
 }
 
+/// Outputs: of attempts that ended well and of no other, each with one id however often it was sent, and none missing whose
+/// message was recorded as done by its handler.
+impl Campaign {
+    fn judge_outputs(&self, world: &World) {
+        let mut sent: BTreeMap<(i64, String), BTreeSet<String>> = BTreeMap::new();
+        for letter in self.rig.letterbox.letters() {
+            let of = |name: &str| {
+                let found = letter.headers.iter().find(|(n, _)| n == name);
+                let value = found.and_then(|(_, value)| value.clone()).unwrap_or_default();
+                String::from_utf8(value.to_vec()).unwrap()
+            };
+            if letter.topic == "outputs" {
+                let output = (of("hapax-offset").parse().unwrap(), of("hapax-output"));
+                let ids = format!("{} {}", of("hapax-id"), of("idempotency-key"));
+                sent.entry(output).or_default().insert(ids);
+            }
+        }
+        for (output, ids) in &sent {
+            assert!(
+                world.emitted.contains(output),
+                "{output:?} of no attempt that ended well"
+            );
+            assert_eq!(ids.len(), 1, "{output:?} is sent as {ids:?}");
+        }
+        for offset in (0..world.sent.len() as i64).step_by(2) {
+            let closed = self.rig.closed(0, Offset(offset)).unwrap();
+            let is_done = closed
+                .is_some_and(|closed| closed.offset == Offset(offset) && matches!(closed.end, End::Done(_)));
+            let is_there = sent.keys().any(|(of, _)| *of == offset);
+            assert!(
+                !is_done || is_there || world.told.contains(&offset),
+                "{offset} is done, and its output is lost"
+            );
+        }
+    }
+}
+
 async fn campaign(seed: u64, world: Shared) {
     let mut random = fastrand::Rng::with_seed(seed);
     let class = [
@@ -286,8 +348,9 @@ async fn campaign(seed: u64, world: Shared) {
     if random.bool() {
         let of_probe = Arc::clone(&world);
         script = script.with_probe(move |offset| {
-            let world = of_probe.lock().unwrap();
+            let mut world = of_probe.lock().unwrap();
             if world.is_applied(offset) {
+                world.told.insert(offset);
                 Probe::done(())
             } else {
                 Probe::NotDone
@@ -327,10 +390,15 @@ async fn campaign(seed: u64, world: Shared) {
         rig.limits.held = random.usize(1..6);
     }
     rig.limits.in_flight = random.usize(4..64);
+    rig.durability = [Durability::Local, Durability::Local, Durability::Replicated][random.usize(0..3)];
     rig.sync = Duration::from_millis([0, 1, 7, 60][random.usize(0..4)]);
+    if rig.durability == Durability::Replicated {
+        // Its fence is durable before it is served, and here nobody waits for that.
+        rig.sync = Duration::ZERO;
+    }
     world.lock().unwrap().say(format!(
-        "{class} {concurrency} begun_ahead {begun_ahead}, after a failure {after_failure:?}, {in_place} attempts in place of {overall}, after a hold {after_hold:?}, after a doubt {after_doubt:?}, a breaker over {over} for {open_for:?}, {retries} % retries, a sync takes {:?}, {:?}",
-        rig.sync, rig.limits
+        "{class} {concurrency} begun_ahead {begun_ahead}, after a failure {after_failure:?}, {in_place} attempts in place of {overall}, after a hold {after_hold:?}, after a doubt {after_doubt:?}, a breaker over {over} for {open_for:?}, {retries} % retries, {}, a sync takes {:?}, {:?}",
+        rig.durability, rig.sync, rig.limits
     ));
     let mut campaign = Campaign {
         rig,

@@ -7,12 +7,15 @@ use tokio::sync::mpsc;
 
 use crate::journal::{Failure, Journal, Submission};
 use crate::store::Store;
+use crate::testing::letterbox::Letterbox;
 use crate::testing::script::{self, Change, Edge, Script, Side};
 
 /// A journal that is durable at once, in the caller's thread.
 pub(super) struct Inline {
     pub(super) store: Arc<dyn Store>,
     pub(super) script: Option<Script>,
+    /// Where letters go that become visible with their group.
+    pub(super) letterbox: Letterbox,
 }
 
 impl Journal for Inline {
@@ -32,7 +35,11 @@ impl Journal for Inline {
         }
         #[cfg(test)]
         let submission = self.tampered(submission);
-        match self.store.apply(&[submission.changes]) {
+        let applied = self.store.apply(&[submission.changes]);
+        if applied.is_ok() {
+            self.letterbox.take(submission.letters);
+        }
+        match applied {
             Ok(()) if dies_at(&says, Side::After) => {}
             Ok(()) => submission.acks.acknowledge(submission.number),
             Err(error) => submission.acks.fail(Failure::Broken(crate::error::chain(&error))),
@@ -44,9 +51,13 @@ impl Journal for Inline {
 pub(super) struct Late(mpsc::UnboundedSender<Submission>);
 
 impl Late {
-    pub(super) fn start(store: Arc<dyn Store>, delay: Duration) -> Self {
+    pub(super) fn start(store: Arc<dyn Store>, delay: Duration, letterbox: Letterbox) -> Self {
         let (submissions, mut inbox) = mpsc::unbounded_channel::<Submission>();
-        let journal = Inline { store, script: None };
+        let journal = Inline {
+            store,
+            script: None,
+            letterbox,
+        };
         tokio::spawn(async move {
             while let Some(first) = inbox.recv().await {
                 crate::clock::sleep_until(crate::clock::now() + delay).await;
