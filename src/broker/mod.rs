@@ -69,6 +69,9 @@ pub struct Committed {
 /// rest with the names. A dead-letter topic must take its input's largest message and this much more.
 pub const LETTER_HEADER_BYTES_MAX: u64 = 16 << 10;
 
+/// The longest receipt: a token and an error at their limits, every byte of them escaped.
+pub(crate) const RECEIPT_BYTES_MAX: u64 = 16 << 10;
+
 /// A message that hapax sends: to the dead-letter topic, or an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Letter {

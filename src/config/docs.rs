@@ -61,6 +61,8 @@ fn comments() -> BTreeMap<String, String> {
             Some("TopicPolicy") => prefix = "topics.NAME.",
             Some("Mismatch") => prefix = "topics.NAME.mismatch.",
             Some("Outputs") => prefix = "topics.NAME.outputs.",
+            Some("Replies") => prefix = "topics.NAME.reply.",
+            Some("Receipts") => prefix = "topics.NAME.receipts.",
             Some("Retry") => prefix = "retry.",
             Some("InPlace") => prefix = "retry.in_place.",
             Some("Overall") => prefix = "retry.overall.",
@@ -157,14 +159,14 @@ fn every_metric_that_the_docs_name_exists() {
 #[test]
 fn the_page_states_the_defaults_of_the_code() {
     let stated = assert_stated(page());
-    assert_eq!(stated, 50, "of the keys of the page");
+    assert_eq!(stated, 51, "of the keys of the page");
 }
 
 #[test]
 fn the_doc_comments_state_the_defaults_of_the_code() {
     let comments = comments();
     let stated = assert_stated(comments.iter().map(|(key, said)| (key.as_str(), said.as_str())));
-    assert_eq!(stated, 50, "of the commented fields");
+    assert_eq!(stated, 51, "of the commented fields");
     // Those of a topic's own retry and breaker are the fields of the common ones.
     let fields = known()
         .into_iter()
@@ -190,7 +192,14 @@ fn the_file_of_all_keys_states_each_one_at_its_default() {
     layer(FILE).places.keys().for_each(|key| {
         absent.remove(&key.replace("orders", "NAME"));
     });
-    let without_default = ["kafka", "topics.NAME.window_bytes"].map(str::to_owned);
+    let without_default = [
+        "kafka",
+        "topics.NAME.window_bytes",
+        "topics.NAME.reply.header",
+        "topics.NAME.reply.topic",
+        "topics.NAME.receipts.topic",
+    ]
+    .map(str::to_owned);
     assert_eq!(absent, BTreeSet::from(without_default));
 }
 
@@ -260,6 +269,9 @@ fn every_key_reaches_its_setting() {
         ("topics.NAME.outputs.topics", "[\"other\"]"),
         ("topics.NAME.outputs.max", "7"),
         ("topics.NAME.outputs.bytes", "\"7KiB\""),
+        ("topics.NAME.reply.topic", "\"other\""),
+        ("topics.NAME.reply.allowed", "[\"other\"]"),
+        ("topics.NAME.receipts.topic", "\"other\""),
         ("topics.NAME.retry.budget.share", "0.7"),
         ("topics.NAME.retry.budget.per_second", "7"),
         ("topics.NAME.breaker.failure_share", "0.7"),
@@ -278,6 +290,7 @@ fn every_key_reaches_its_setting() {
         "topics.NAME.class",
         "topics.NAME.rerun_within",
         "topics.NAME.mismatch.then",
+        "topics.NAME.reply.header",
         "standby",
     ];
     assert_eq!(untried, BTreeSet::from(elsewhere.map(str::to_owned)));

@@ -9,7 +9,7 @@ use toml::de::DeTable;
 use super::error::{Error, Place, Problem};
 use super::layer::{
     AdminLayer, BoundsLayer, BreakerLayer, BudgetLayer, DeadLetterLayer, Layer, LimitsLayer, Listen,
-    MismatchLayer, OutputsLayer, RetryLayer, TopicLayer,
+    MismatchLayer, OutputsLayer, ReceiptsLayer, RepliesLayer, RetryLayer, TopicLayer,
 };
 use super::read::{Findings, Section};
 use super::settings::Properties;
@@ -131,6 +131,14 @@ pub(super) fn topic(keys: &mut Section<'_>) -> TopicLayer {
             topics: keys.take("topics", |value, place| list(value, place, text)),
             max: keys.take("max", number),
             bytes: keys.take("bytes", bytes),
+        }),
+        reply: keys.section("reply", |keys| RepliesLayer {
+            header: keys.take("header", text),
+            topic: keys.take("topic", text),
+            allowed: keys.take("allowed", |value, place| list(value, place, text)),
+        }),
+        receipts: keys.section("receipts", |keys| ReceiptsLayer {
+            topic: keys.take("topic", text),
         }),
         breaker: keys.section("breaker", breaker),
     };

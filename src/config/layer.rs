@@ -184,6 +184,8 @@ layers! {
         after_hold: Option<AfterHold>,
         after_doubt: Option<AfterHold>,
         outputs: OutputsLayer,
+        reply: RepliesLayer,
+        receipts: ReceiptsLayer,
         breaker: BreakerLayer,
     }
     /// What one layer says of what a handler emits.
@@ -191,6 +193,16 @@ layers! {
         topics: Option<Vec<String>>,
         max: Option<usize>,
         bytes: Option<ByteCount>,
+    }
+    /// What one layer says of replies.
+    RepliesLayer of "Replies" {
+        header: Option<String>,
+        topic: Option<String>,
+        allowed: Option<Vec<String>>,
+    }
+    /// What one layer says of receipts.
+    ReceiptsLayer of "Receipts" {
+        topic: Option<String>,
     }
     /// What one layer says of payload mismatches.
     MismatchLayer of "Mismatch" {

@@ -29,13 +29,13 @@ pub(crate) use check::legal;
 pub use check::{check, warnings};
 pub use env::env;
 pub use error::{Error, Place, Problem};
-pub use given::Outputs;
+pub use given::{Outputs, Receipts, Replies};
 #[cfg(feature = "kafka")]
 pub(crate) use kafka::is_by_broker;
 pub use keys::{file, parse};
 pub use layer::{
     AdminLayer, BoundsLayer, BreakerLayer, BudgetLayer, DeadLetterLayer, Layer, LimitsLayer, Listen,
-    MismatchLayer, OutputsLayer, RetryLayer, TopicLayer,
+    MismatchLayer, OutputsLayer, ReceiptsLayer, RepliesLayer, RetryLayer, TopicLayer,
 };
 pub use resolve::resolve;
 pub use settings::{

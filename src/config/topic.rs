@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::breaker::{Breaker, RetryBudget};
-use super::given::Outputs;
+use super::given::{Outputs, Receipts, Replies};
 use super::units::{ByteCount, words};
 use crate::class::Class;
 
@@ -113,6 +113,10 @@ pub struct TopicPolicy {
     pub after_doubt: AfterHold,
     /// What the handler may emit.
     pub outputs: Outputs,
+    /// Where its replies go.
+    pub reply: Replies,
+    /// Where whoever sent a message is told that it was suppressed or refused.
+    pub receipts: Receipts,
     /// How many retries in place there may be.
     pub budget: RetryBudget,
     /// When attempts stop, because too many fail.
@@ -154,6 +158,8 @@ impl TopicPolicy {
             after_hold: AfterHold::BlockKey,
             after_doubt: AfterHold::Release,
             outputs: Outputs::default(),
+            reply: Replies::default(),
+            receipts: Receipts::default(),
             budget: RetryBudget::default(),
             breaker: Breaker::default(),
         }

@@ -32,4 +32,34 @@ pub(super) fn rows(settings: &Settings, policy: &TopicPolicy, page: &mut Page) {
             outputs.max, outputs.bytes
         ),
     );
+    let reply = &policy.reply;
+    let allowed = || match (&reply.topic, reply.allowed.as_slice()) {
+        (Some(topic), []) => topic.clone(),
+        (Some(topic), allowed) => format!("{topic}, {}", allowed.join(", ")),
+        (None, allowed) => allowed.join(", "),
+    };
+    let to = match (&reply.header, &reply.topic) {
+        (None, None) => None,
+        (None, Some(topic)) => Some(format!("to {topic}")),
+        (Some(header), None) => Some(format!(
+            "to the topic that header `{header}` names, one of {}; without it none",
+            allowed()
+        )),
+        (Some(header), Some(topic)) => Some(format!(
+            "to the topic that header `{header}` names, one of {}; without it to {topic}",
+            allowed()
+        )),
+    };
+    if let Some(to) = to {
+        page.row(
+            "replies",
+            &format!("{to}; to a duplicate as stored, with header `hapax-replayed`"),
+        );
+    }
+    if let Some(topic) = &policy.receipts.topic {
+        page.row(
+            "receipts",
+            &format!("to {topic}: what was suppressed or refused, and why"),
+        );
+    }
 }

@@ -27,8 +27,10 @@ pub enum EmitError {
         /// The name.
         name: String,
     },
-    /// The name is empty, or longer than 255 bytes. hapax took nothing into the outcome. Name the output.
-    #[error("an output's name has 1 to 255 bytes, this one has {bytes}: its child token is made of it")]
+    /// The name is empty, longer than 255 bytes, or hapax's own. hapax took nothing into the outcome. Give it another name.
+    #[error(
+        "an output's name has 1 to 255 bytes and does not begin with \"hapax:\", this one has {bytes}: its child token is made of it"
+    )]
     Name {
         /// Its length.
         bytes: usize,
@@ -87,6 +89,9 @@ pub(crate) const TOKEN_HEADER: &str = "idempotency-key";
 
 /// What all headers of hapax's own begin with.
 const OWN_HEADERS: &str = "hapax-";
+
+/// What the names of hapax's own outputs begin with: replies and receipts.
+pub(crate) const OWN_NAMES: &str = "hapax:";
 
 /// What every changelog's name ends with.
 const CHANGELOG: &str = ".hapax";
@@ -189,7 +194,7 @@ impl Outbox {
 impl Gathered {
     fn take(&mut self, name: &str, output: Output) -> Result<(), EmitError> {
         let named = name.to_owned();
-        if named.is_empty() || named.len() > NAME_BYTES_MAX {
+        if named.is_empty() || named.len() > NAME_BYTES_MAX || named.starts_with(OWN_NAMES) {
             return Err(EmitError::Name { bytes: named.len() });
         }
         if self.outputs.iter().any(|emitted| emitted.name == named) {
@@ -341,6 +346,15 @@ mod tests {
         let refused = one.emit("x", Output::to("b")).unwrap_err();
         assert!(refused.to_string().contains("names a and no other"), "{refused}");
         assert_eq!(one.emit("x", Output::to("a")), Ok(()));
+    }
+
+    #[test]
+    fn a_name_is_there_and_is_not_one_of_hapax() {
+        for name in ["", "hapax:reply", &"n".repeat(256)] {
+            let refused = outbox(|_| {}).emit(name, Output::to("a"));
+            assert_eq!(refused, Err(EmitError::Name { bytes: name.len() }), "{name}");
+        }
+        assert_eq!(outbox(|_| {}).emit(&"n".repeat(255), Output::to("a")), Ok(()));
     }
 
     #[test]

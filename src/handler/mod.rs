@@ -24,7 +24,7 @@ pub(crate) use context::Call;
 pub use context::Context;
 pub use decode::{Decode, DecodeError, Json, Undecoded};
 pub use emit::EmitError;
-pub(crate) use emit::{Emitted, Outbox, Outboxes, TOKEN_HEADER};
+pub(crate) use emit::{Emitted, OWN_NAMES, Outbox, Outboxes, TOKEN_HEADER};
 pub use error::{Classify, ErrorKind, HandlerError};
 pub use reply::{IntoReply, Probe, Reply};
 pub(crate) use token::Readers;

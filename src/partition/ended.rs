@@ -44,7 +44,8 @@ impl Partition {
     }
 
     fn succeed(&mut self, id: WorkId, reply: Reply, emitted: Vec<Emitted>) {
-        let outputs = self.outputs(id, emitted);
+        let mut outputs = self.outputs(id, emitted);
+        outputs.extend(self.reply(id, &reply));
         let stored = self.stored(reply);
         self.close(id, Account::Done, End::Done(stored), outputs);
     }

@@ -20,7 +20,7 @@ impl Partition {
             self.count_closed(&end);
             self.record(id, account, end);
         } else if self.wiring.state_moves() {
-            self.count_given(outputs.len());
+            self.count_given(&outputs);
             self.letters.extend(outputs.into_iter().map(dead_letter::output));
             self.count_closed(&end);
             self.record(id, account, end);
@@ -96,8 +96,18 @@ impl Partition {
         emitted.into_iter().map(with_lineage).collect()
     }
 
-    pub(super) fn count_given(&self, outputs: usize) {
-        self.wiring.meters.outputs.increment(outputs as u64);
+    pub(super) fn count_given(&self, outputs: &[Output]) {
+        let has = |output: &Output, name: &str| output.headers.iter().any(|(found, _)| found == name);
+        for output in outputs {
+            let meters = &self.wiring.meters;
+            let counter = match output {
+                output if has(output, "hapax-output") => &meters.outputs,
+                output if has(output, "hapax-replayed") => &meters.replays,
+                output if has(output, "hapax-reply") => &meters.replies,
+                _ => &meters.receipts,
+            };
+            counter.increment(1);
+        }
     }
 
     pub(super) fn count_closed(&self, end: &End) {

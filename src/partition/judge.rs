@@ -4,12 +4,12 @@
 //! A redelivery completes silently *before* any policy is asked: the same offset was decided once, whatever the
 //! decision was. Only an outcome suppresses (Inv 2).
 
-use super::work::{Holder, Keys, OpenId, Origin, Phase, RestingState, WorkId};
+use super::work::{Holder, Keys, OpenId, Origin, Phase, RestingState, Work, WorkId};
 use super::{Partition, Stop};
 use crate::accounts::Account;
 use crate::config::{AfterFailure, Expired, Mode, OnMismatch};
 use crate::error::Error;
-use crate::message::Raw;
+use crate::message::{Offset, Raw};
 use crate::outcome::{Closed, End, Fingerprint, HeldFor, Reason};
 use crate::store::Hit;
 use crate::store::lookups::Found;
@@ -140,8 +140,9 @@ impl Partition {
             End::Failed(reason) if self.runs_after(reason) => self.run_anew(id),
             End::Failed(_) => self.duplicate(id, closed, keys_found),
             End::Invalidated if self.wiring.policy.mode == Mode::Observe => self.run_observed(id),
-            End::Invalidated => self.refuse(
+            End::Invalidated => self.refuse_for(
                 id,
+                Some(closed.offset),
                 Reason::Invalidated,
                 "an operator invalidated its token".into(),
             ),
@@ -162,6 +163,9 @@ impl Partition {
 
     /// Its token is new, or as good as new.
     fn meets_nothing(&mut self, id: WorkId) {
+        if self.works.get(id).is_some_and(|work| work.answer.is_some()) {
+            return self.answered(id);
+        }
         self.wiring.meters.misses.increment(1);
         let Some(work) = self.works.get(id) else { return };
         if let Some((reason, error)) = work.policy.clone() {
@@ -179,7 +183,7 @@ impl Partition {
             {
                 let age_ms = work.judged_ms - birth;
                 let error = format!("its token was made {age_ms} ms before, the window is {window_ms} ms");
-                self.refuse(id, Reason::Expired, error);
+                self.refuse_for(id, None, Reason::Expired, error);
                 return;
             }
         }
@@ -215,7 +219,7 @@ impl Partition {
                     fields.join(", "),
                     closed.offset
                 );
-                self.refuse(id, Reason::Mismatch, error);
+                self.refuse_for(id, Some(closed.offset), Reason::Mismatch, error);
                 return;
             }
         }
@@ -223,9 +227,16 @@ impl Partition {
             self.run_observed(id);
             return;
         }
-        let keys = work.keys.clone();
+        let (keys, has_record) = (work.keys.clone(), work.open_at.is_some());
         let lacks_alias = keys_found < keys.as_slice().len();
-        if !lacks_alias && work.open_at.is_none() {
+        if let Some(answer) = self.answer_to(id, closed) {
+            if lacks_alias {
+                let aliases = keys.as_slice().iter().map(|key| (*key, closed.clone()));
+                self.changes.closed.extend(aliases);
+            }
+            return self.by_position(id, |work| work.answer = Some(answer));
+        }
+        if !lacks_alias && !has_record {
             self.finish(id, Account::Duplicate, Some(closed));
             return;
         }
@@ -255,13 +266,21 @@ impl Partition {
     /// Its token stays in the index until that is durable. Otherwise: 10 is refused, 12 of the same token runs and is
     /// recorded, the process dies, 10 comes again and finds its token closed at 12, which reads as a redelivery, and
     /// nobody ever dead-letters 10.
-    fn refuse(&mut self, id: WorkId, reason: Reason, error: String) {
+    fn refuse_for(&mut self, id: WorkId, original: Option<Offset>, reason: Reason, error: String) {
+        self.by_position(id, |work| {
+            work.original = original;
+            work.policy = Some((reason, error));
+        });
+    }
+
+    /// From here on the message goes by its position. Its token stays its own until it is complete.
+    fn by_position(&mut self, id: WorkId, note: impl FnOnce(&mut Work)) {
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
         let position = self.wiring.extractor.position(&work.raw());
         work.refused = Some(Box::new(std::mem::replace(&mut work.keys, Keys::One(position))));
-        work.policy = Some((reason, error));
+        note(work);
         self.enter(id);
     }
 

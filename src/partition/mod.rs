@@ -12,6 +12,7 @@
 //! | attempt | `crate::attempt` | the handler |
 //! | (ended) | `ended.rs` | what an attempt's end means for its class: done, again, in doubt, given up |
 //! | (given) | `given.rs` | what an outcome gives back: outputs, as messages that become visible with it |
+//! | (replies) | `replies.rs` | replies, replays and receipts: what whoever sent a message is told |
 //! | (held) | `hold.rs` | what is kept on disk for an attempt later, and what of its key is kept behind it |
 //! | record | `record.rs` | groups to the journal, and what their acknowledgement completes |
 //! | complete | `record.rs` | ledger, accounts, whoever waited behind it, the commit point |
@@ -27,6 +28,7 @@ mod hold;
 mod judge;
 mod leave;
 mod record;
+mod replies;
 mod restore;
 mod starts;
 #[cfg(all(test, feature = "testing"))]
@@ -57,6 +59,7 @@ use crate::ledger::{CommitPoint, Ledger};
 use crate::message::Batch;
 use crate::metrics::PartitionMeters;
 use crate::outcome::Open;
+use crate::patience::Said;
 use crate::store::lookups::{Answer, Loading};
 use crate::store::{Changes, Known, PartitionId};
 use crate::token::TokenKey;
@@ -158,6 +161,8 @@ pub(crate) struct Partition {
     acks: Arc<Acks>,
     sending: FuturesUnordered<futures_util::future::BoxFuture<'static, (WorkId, Result<(), Unsent>)>>,
     letters_failing: usize,
+    /// That a message names a topic that no reply may go to was said.
+    said: Said,
     published: CommitPoint,
     publish_due: Instant,
     publish_now: bool,
@@ -280,6 +285,7 @@ impl Partition {
             acks: Arc::new(Acks::default()),
             sending: FuturesUnordered::new(),
             letters_failing: 0,
+            said: Said::default(),
             published: start,
             publish_due: now + wiring.commit_every,
             publish_now: false,

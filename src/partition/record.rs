@@ -21,8 +21,8 @@ use crate::store::{Changes, Position};
 impl Partition {
     /// Closes the token with that outcome; complete when it is durable.
     pub(super) fn record(&mut self, id: WorkId, account: Account, end: End) {
-        let needs_print = !matches!(account, Account::Duplicate);
-        if needs_print {
+        let is_duplicate = matches!(account, Account::Duplicate);
+        if !is_duplicate {
             self.take_fingerprint(id);
         }
         self.free_slot(id);
@@ -43,7 +43,8 @@ impl Partition {
             attempts: work.attempts,
             fingerprint: work.fingerprint,
         };
-        if needs_print {
+        // A duplicate that was told so has a record of its own, under its position: it is told once.
+        if !is_duplicate || work.answer.is_some() {
             let keys = work.keys.as_slice();
             if let [key] = keys {
                 self.changes.closed.push((*key, closed.clone()));
@@ -72,16 +73,25 @@ impl Partition {
     /// Gives up on a message. Where letters are written with outcomes, both at once; else `Settling` first, the letter
     /// next, the outcome last.
     pub(super) fn give_up(&mut self, id: WorkId, reason: Reason, error: String) {
+        let receipt = self.receipt_of_failure(id, reason, &error);
         if self.wiring.state_moves() {
             let Some(letter) = self.letter(id, reason, &error) else {
                 return;
             };
             self.letters.push(letter);
+            self.count_given(receipt.as_slice());
+            self.letters.extend(receipt.map(dead_letter::output));
             self.wiring.meters.failed(reason);
             self.record(id, Account::Failed, End::Failed(reason));
             return;
         }
-        self.settle(id, Account::Failed, End::Failed(reason), error, Vec::new());
+        self.settle(
+            id,
+            Account::Failed,
+            End::Failed(reason),
+            error,
+            receipt.into_iter().collect(),
+        );
     }
 
     /// Keeps a message for a verdict, or behind the token that is open.
@@ -256,9 +266,15 @@ impl Partition {
         self.free_slot(id);
         self.end_block(id);
         self.leave_index(id);
-        let Some(work) = self.works.try_remove(id) else {
+        let Some(mut work) = self.works.try_remove(id) else {
             return;
         };
+        // 9 has the tokens n and o and waits behind 7, which has n; so does 21, which has both, while 23, which has o, waits behind
+        // 9. Once 7 has ended 21 waits behind 9 too, after 23: taken in that order 23 would run first, and 21 would find its token
+        // closed above itself and pass for a redelivery.
+        let works = &self.works;
+        work.behind
+            .sort_by_key(|waiter| works.get(*waiter).map(super::work::Work::offset));
         match work.origin {
             Origin::Taken(slot) => {
                 self.accounts.shift(Account::InFlight, account);
@@ -369,9 +385,12 @@ impl Partition {
                 if std::mem::take(&mut ending.failed_sends) > 0 {
                     self.letters_failing -= 1;
                 }
-                let (account, end, outputs) = (ending.account, ending.end.clone(), ending.outputs.len());
-                self.count_given(outputs);
-                self.count_closed(&end);
+                let (account, end) = (ending.account, ending.end.clone());
+                let outputs = std::mem::take(&mut ending.outputs);
+                self.count_given(&outputs);
+                if account != Account::Duplicate {
+                    self.count_closed(&end);
+                }
                 self.record(id, account, end);
             }
             Err(Unsent { letters, why }) => {

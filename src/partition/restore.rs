@@ -255,6 +255,8 @@ impl Partition {
             policy: None,
             refused: None,
             behind: Vec::new(),
+            original: None,
+            answer: None,
             ending: None,
             closing: None,
             held_for: None,

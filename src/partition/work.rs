@@ -139,6 +139,10 @@ pub(super) struct Work {
     pub(super) refused: Option<Box<Keys>>,
     /// Messages of its token that wait for its outcome, in offset order.
     pub(super) behind: Vec<WorkId>,
+    /// The offset whose outcome decided about this message.
+    pub(super) original: Option<Offset>,
+    /// It is a duplicate that is told so, and goes by its position.
+    pub(super) answer: Option<Box<Answer>>,
     /// The end whose letter is to be sent first.
     pub(super) ending: Option<Box<Ending>>,
     /// The outcome that is on its way to the disk, and the account that the message then lies in.
@@ -146,6 +150,15 @@ pub(super) struct Work {
     /// Why it is being held, and behind which record.
     pub(super) held_for: Option<HeldFor>,
     pub(super) held_behind: Option<OpenId>,
+}
+
+/// What a duplicate is told.
+#[derive(Debug, Clone)]
+pub(super) struct Answer {
+    /// The outcome that suppresses it.
+    pub(super) closed: Closed,
+    /// Where its reply goes.
+    pub(super) reply_to: Option<String>,
 }
 
 /// An end on its way.

@@ -3,13 +3,14 @@
 //! As with dead letters: where one has nowhere to go, or does not fit, its partition would stand still for ever at the first one
 //! (schedule 20), so the start is refused instead.
 
+use super::super::RECEIPT_BYTES_MAX;
 use super::{Absent, Cluster, Error, LETTER_HEADER_BYTES_MAX};
 use crate::config::{Settings, TopicPolicy};
 
 /// A topic that something is given back to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct GivenTo<'a> {
-    /// What goes there: `output`.
+    /// What goes there: `output`, `reply` or `receipt`.
     pub(crate) what: &'static str,
     /// The topic.
     pub(crate) topic: &'a str,
@@ -24,12 +25,20 @@ pub(crate) fn given_to(policy: &TopicPolicy) -> Vec<GivenTo<'_>> {
         topic,
         bytes: policy.outputs.bytes.0,
     };
-    policy
-        .outputs
-        .topics
-        .iter()
-        .map(String::as_str)
-        .map(output)
+    let reply = |topic| GivenTo {
+        what: "reply",
+        ..output(topic)
+    };
+    let receipt = |topic| GivenTo {
+        what: "receipt",
+        topic,
+        bytes: RECEIPT_BYTES_MAX,
+    };
+    let replies = policy.reply.topic.iter().chain(&policy.reply.allowed);
+    let outputs = policy.outputs.topics.iter().map(String::as_str).map(output);
+    outputs
+        .chain(replies.map(String::as_str).map(reply))
+        .chain(policy.receipts.topic.as_deref().map(receipt))
         .collect()
 }
 
