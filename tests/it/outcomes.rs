@@ -10,12 +10,13 @@ use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use hapax::accounts::Account;
 use hapax::config::Durability;
-use hapax::{Bytes, Context, Idempotent, Output, Topic, Window};
+use hapax::{Bytes, Context, Idempotent, NonIdempotent, Output, Reply, Topic, Window};
 use tempfile::TempDir;
 
 use crate::kafka::{self, Broker, eventually};
-use crate::member::{self, Found, Message, SOON};
+use crate::member::{self, Found, Member, Message, SOON};
 
 const MESSAGES: usize = 200;
 
@@ -235,5 +236,132 @@ async fn outputs_are_seen_exactly_with_their_outcome_replicated() {
             "after-transaction:3" => {}
             _ => assert!(ran_again > 0, "{point}: the kill cut nothing off"),
         }
+    }
+}
+
+/// Replies and receipts, and the same reply again to a duplicate: to its own topic, with its own correlation id. A topic that is not
+/// allowed gets nothing, and is not even made.
+async fn whoever_asked_is_told(durability: Durability) {
+    let Some(broker) = kafka::broker() else { return };
+    let (brokers, topic) = (broker.bootstrap(), kafka::unique("replies"));
+    member::create_topic(broker, &topic, 1, &[]);
+    let name = |what: &str| format!("{topic}-{what}");
+    for what in ["alice", "bob", "receipts"] {
+        broker.create_topic(&name(what), 1, &[]);
+    }
+    let dir = TempDir::new().unwrap();
+    let consumer = || {
+        let orders = Topic::bytes(&topic, NonIdempotent)
+            .window(Window::hours(1))
+            .reply_to("reply-to", [name("alice"), name("bob")])
+            .receipts(name("receipts"));
+        member::consumer(&brokers, &topic, dir.path())
+            .with(|layer| layer.durability = Some(durability))
+            .handle_reply(orders, |payload: Bytes, _: Context| async move {
+                Ok(Reply::bytes(format!(
+                    "done: {}",
+                    String::from_utf8_lossy(&payload)
+                )))
+            })
+    };
+    let asking = |token: &str, to: String, correlation: &str| {
+        let mut message = Message::new(0, token, "charge").key("k");
+        message.headers.push(("reply-to".into(), to.into_bytes()));
+        message
+            .headers
+            .push(("correlation-id".into(), correlation.into()));
+        message
+    };
+    let messages = [
+        asking("t-1", name("alice"), "c-0"),
+        asking("t-1", name("bob"), "c-1"),
+        asking("t-2", name("mallory"), "c-2"),
+        asking("t-1", format!("{topic}.{topic}.hapax"), "c-3"),
+    ];
+    member::send(&brokers, &topic, messages).await;
+    let running = Member::start(consumer());
+    member::await_caught_up(&brokers, &topic, &topic);
+    let summary = running.stop().await;
+    assert_eq!(
+        (
+            member::total(&summary, Account::Done),
+            member::total(&summary, Account::Duplicate)
+        ),
+        (2, 2)
+    );
+    // Another start on the same disk: what is told is told.
+    let running = Member::start(consumer());
+    member::send(&brokers, &topic, [asking("t-1", name("bob"), "c-4")]).await;
+    member::await_caught_up(&brokers, &topic, &topic);
+    running.stop().await;
+
+    let told = |what: &str| -> Vec<[String; 3]> {
+        let found = member::read_all(&brokers, &name(what));
+        let of = |found: &Found| {
+            [
+                found.text(),
+                found.header("correlation-id"),
+                found.header("hapax-replayed"),
+            ]
+        };
+        found.iter().map(of).collect()
+    };
+    let reply = |correlation: &str, replayed: &str| {
+        [
+            "done: charge".to_owned(),
+            correlation.to_owned(),
+            replayed.to_owned(),
+        ]
+    };
+    assert_eq!(told("alice"), [reply("c-0", "")]);
+    assert_eq!(told("bob"), [reply("c-1", "true"), reply("c-4", "true")]);
+    let verdicts: Vec<_> = member::read_all(&brokers, &name("receipts"))
+        .iter()
+        .map(|found| {
+            let receipt: serde_json::Value = serde_json::from_str(&found.text()).unwrap();
+            format!(
+                "{} of {} after {}",
+                receipt["verdict"], receipt["offset"], receipt["original_offset"]
+            )
+        })
+        .collect();
+    let duplicate = |offset: i64| format!("\"duplicate\" of {offset} after 0");
+    assert_eq!(verdicts, [duplicate(1), duplicate(3), duplicate(4)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asked_is_told_local() {
+    whoever_asked_is_told(Durability::Local).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asked_is_told_replicated() {
+    whoever_asked_is_told(Durability::Replicated).await;
+}
+
+/// Schedule 20, of outputs: the start looks whether their topics are there, and take the largest.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_looks_where_outcomes_are_given_back_to() {
+    let Some(broker) = kafka::broker() else { return };
+    let (brokers, topic) = (broker.bootstrap(), kafka::unique("given"));
+    member::create_topic(broker, &topic, 1, &[]);
+    let small = format!("{topic}-small");
+    broker.create_topic(&small, 1, &[("max.message.bytes", "10000")]);
+    let dir = TempDir::new().unwrap();
+    for (to, says) in [
+        (small.as_str(), "takes messages of 10000 bytes"),
+        ("not-there", "it does not exist"),
+    ] {
+        let orders = Topic::bytes(&topic, Idempotent)
+            .window(Window::hours(1))
+            .outputs([to]);
+        let consumer = member::consumer(&brokers, &topic, dir.path())
+            .handle(orders, |_: Bytes, _: Context| async { Ok(()) });
+        let refused = consumer.run_until(std::future::pending()).await.unwrap_err();
+        let text = hapax::error::chain(&refused);
+        assert!(
+            text.contains(&format!("output topic {to:?} of topic {topic:?}")) && text.contains(says),
+            "{text}"
+        );
     }
 }
