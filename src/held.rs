@@ -8,9 +8,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::act::Said;
 use crate::message::Offset;
 use crate::outcome::{HeldFor, Open, Stage, Verdict};
-use crate::store::{self, AuditEntry, Changes, PartitionId, Store, TopicId, first_key};
+use crate::store::{self, Changes, PartitionId, Store, TopicId, first_key};
 use crate::token::TokenKey;
 
 /// One open record, without the bytes of its message.
@@ -53,6 +54,16 @@ impl State {
             Self::InDoubt | Self::Behind(_) | Self::Retry(_) | Self::BehindKey
         )
     }
+
+    /// Every name.
+    pub(crate) const NAMES: [&'static str; 6] = [
+        "begun",
+        "in-doubt",
+        "behind-token",
+        "retry",
+        "behind-key",
+        "settling",
+    ];
 
     /// The name in `--json`.
     pub(crate) const fn name(self) -> &'static str {
@@ -102,9 +113,21 @@ impl Entry {
 /// # Errors
 /// Those of the store.
 pub(crate) fn list(store: &dyn Store, names: &BTreeMap<TopicId, String>) -> Result<Vec<Entry>, store::Error> {
+    list_some(store, names, |_| true)
+}
+
+/// The same of some partitions.
+///
+/// # Errors
+/// Those of the store.
+pub(crate) fn list_some(
+    store: &dyn Store,
+    names: &BTreeMap<TopicId, String>,
+    is_asked: impl Fn(PartitionId) -> bool,
+) -> Result<Vec<Entry>, store::Error> {
     let mut entries = Vec::new();
     for id in store.partitions()? {
-        let Some(topic) = names.get(&id.topic) else {
+        let Some(topic) = names.get(&id.topic).filter(|_| is_asked(id)) else {
             continue;
         };
         let open = store.load(id)?.open;
@@ -252,16 +275,7 @@ fn takes_verdict(entry: &Entry) -> Result<&Entry, Refusal> {
     }
 }
 
-/// What an operator says along with a verdict.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Said {
-    pub(crate) verdict: Verdict,
-    pub(crate) reason: String,
-    pub(crate) by: String,
-    pub(crate) at_ms: i64,
-}
-
-/// The changes that write the verdict into the open records, and the acts to be kept with them. A message that has
+/// The changes that write the verdict into the open records, with the acts to be kept with them. A message that has
 /// this verdict already is left alone: to say the same thing twice is not another act.
 ///
 /// # Errors
@@ -269,47 +283,34 @@ pub(crate) struct Said {
 pub(crate) fn decide(
     store: &dyn Store,
     chosen: &[&Entry],
+    verdict: Verdict,
     said: &Said,
-) -> Result<(Vec<Changes>, Vec<AuditEntry>), store::Error> {
+) -> Result<Vec<Changes>, store::Error> {
     let mut of_partition: BTreeMap<PartitionId, Vec<&Entry>> = BTreeMap::new();
-    for entry in chosen.iter().filter(|entry| entry.verdict != Some(said.verdict)) {
+    for entry in chosen.iter().filter(|entry| entry.verdict != Some(verdict)) {
         of_partition.entry(entry.id).or_default().push(entry);
     }
-    let (mut group, mut acts) = (Vec::new(), Vec::new());
+    let mut group = Vec::new();
     for (id, entries) in of_partition {
         let mut changes = Changes::new(id);
         for mut open in store.load(id)?.open {
             let meant = entries
                 .iter()
                 .find(|entry| entry.offset == open.offset && entry.keys == open.keys);
-            let (Some(entry), Stage::Held { verdict, .. }) = (meant, &mut open.stage) else {
+            let (Some(entry), Stage::Held { verdict: given, .. }) = (meant, &mut open.stage) else {
                 continue;
             };
-            *verdict = Some(said.verdict);
-            acts.push(AuditEntry {
-                at_ms: said.at_ms,
-                act: format!("resolve --{}", word(said.verdict)),
-                topic: entry.topic.clone(),
-                partition: id.partition,
-                offset: open.offset.0,
-                token: first_key(&open).to_string(),
-                reason: said.reason.clone(),
-                by: said.by.clone(),
-            });
+            *given = Some(verdict);
+            changes.acts.push(said.act(
+                &format!("resolve --{}", verdict.code()),
+                (&entry.topic, id.partition, open.offset),
+                first_key(&open),
+            ));
             changes.opened.push(open);
         }
         group.push(changes);
     }
-    Ok((group, acts))
-}
-
-/// The verdict as it is written on the command line.
-pub(crate) const fn word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Done => "done",
-        Verdict::Run => "run",
-        Verdict::DeadLetter => "dead-letter",
-    }
+    Ok(group)
 }
 
 #[cfg(test)]
@@ -389,9 +390,8 @@ mod tests {
         }
     }
 
-    fn said(verdict: Verdict) -> Said {
+    fn said() -> Said {
         Said {
-            verdict,
             reason: "asked the bank".into(),
             by: "anna".into(),
             at_ms: 7,
@@ -450,9 +450,10 @@ mod tests {
         ]);
         let names = BTreeMap::from([(entries[0].id.topic, "orders".to_owned())]);
         let chosen = choose(&entries, &Target::AllInDoubt).unwrap();
-        let (group, acts) = decide(&store, &chosen, &said(Verdict::Done)).unwrap();
+        let group = decide(&store, &chosen, Verdict::Done, &said()).unwrap();
+        let acts = group.iter().flat_map(|changes| &changes.acts);
         assert_eq!(
-            acts.iter().map(|act| act.offset).collect::<Vec<_>>(),
+            acts.map(|act| act.offset).collect::<Vec<_>>(),
             [5, 7],
             "not 9: it waits behind 5"
         );
@@ -465,9 +466,9 @@ mod tests {
         );
         assert_eq!(choose(&entries, &Target::AllInDoubt), Ok(vec![]));
         let one = choose(&entries, &at(0, 5)).unwrap();
-        let again = decide(&store, &one, &said(Verdict::Done)).unwrap();
-        assert_eq!(again, (vec![], vec![]));
-        let (_, acts) = decide(&store, &one, &said(Verdict::Run)).unwrap();
-        assert_eq!(acts[0].act, "resolve --run");
+        let again = decide(&store, &one, Verdict::Done, &said()).unwrap();
+        assert_eq!(again, []);
+        let group = decide(&store, &one, Verdict::Run, &said()).unwrap();
+        assert_eq!(group[0].acts[0].act, "resolve --run");
     }
 }

@@ -90,6 +90,7 @@
 )]
 
 pub mod accounts;
+mod act;
 #[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
 mod admin;
 mod arrivals;
@@ -112,11 +113,12 @@ mod consumer;
 mod copies;
 pub mod crash;
 pub mod dead_letter;
+mod desk;
 pub mod error;
 pub mod explain;
 pub mod fence;
 pub mod handler;
-#[cfg(any(test, feature = "cli", feature = "testing"))]
+#[cfg(any(test, feature = "testing", all(feature = "rocks", feature = "kafka")))]
 mod held;
 pub mod journal;
 pub mod ledger;

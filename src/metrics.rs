@@ -77,6 +77,8 @@ definitions! {
         "The breaker of the topic's handler: 0 closed, 1 open, 2 half-open.";
     BREAKER_OPENED = "hapax_breaker_opened_total", Counter, Count, ["topic"],
         "How often the breaker opened, again after a trial that failed included.";
+    ACTS = "hapax_operator_acts_total", Counter, Count, ["topic", "act"],
+        "Acts of operators that changed something, by act.";
     OUTCOMES = "hapax_outcomes_total", Counter, Count, ["topic", "outcome"],
         "Outcomes recorded: done, or failed with its reason.";
     IN_DOUBT = "hapax_in_doubt_total", Counter, Count, ["topic", "cause"],
@@ -274,6 +276,11 @@ impl TopicMeters {
 
     pub(crate) fn in_doubt(&self, cause: &'static str) {
         metrics::counter!(name::IN_DOUBT, "topic" => self.topic.clone(), "cause" => cause).increment(1);
+    }
+
+    /// Rare: an operator did something.
+    pub(crate) fn acted(&self, act: &'static str) {
+        metrics::counter!(name::ACTS, "topic" => self.topic.clone(), "act" => act).increment(1);
     }
 
     pub(crate) fn probed(&self, answer: &'static str) {

@@ -73,6 +73,15 @@ impl Reason {
         }
     }
 
+    /// Whether a message may have been applied that was given up on for that reason.
+    #[must_use]
+    pub(crate) const fn leaves_doubt(self) -> bool {
+        matches!(
+            self,
+            Self::Moved | Self::HeldTooLong | Self::Crashed | Self::Operator
+        )
+    }
+
     /// The reason of that number, `None` for a number of a later version.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
@@ -136,8 +145,8 @@ pub enum End {
     Done(Stored),
     /// Given up on.
     Failed(Reason),
-    /// Taken back by an operator: later messages are dead-lettered.
-    Invalidated,
+    /// Taken back by an operator, who said why: later messages are dead-lettered, and their letters say it.
+    Invalidated(String),
     /// Made new again by an operator: the next message runs.
     Forgotten,
 }
@@ -186,6 +195,16 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// The verdict as it is written on the command line.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Run => "run",
+            Self::DeadLetter => "dead-letter",
+        }
+    }
+
     /// The verdict of that number, `None` for a number of a later version.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {

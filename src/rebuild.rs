@@ -400,7 +400,7 @@ fn ruling<'a>(known: impl Iterator<Item = &'a Closed> + Clone, message: &Read, w
         return Ruling::Known;
     }
     let suppresses = |closed: &&Closed| {
-        matches!(closed.end, End::Done(_) | End::Invalidated)
+        matches!(closed.end, End::Done(_) | End::Invalidated(_))
             && message.first_seen_ms - closed.first_seen_ms < window.length_ms()
     };
     if let Some(first) = known
@@ -466,7 +466,7 @@ mod tests {
             assert_eq!(ruled(&[known], 5, 40), Ruling::New { first_seen_ms: 50 });
         }
         let known = Closed {
-            end: End::Invalidated,
+            end: End::Invalidated("recalled".into()),
             ..done(2, 50)
         };
         assert_eq!(

@@ -73,6 +73,7 @@ mod tag {
     pub(super) const ERROR: u8 = 16;
     pub(super) const DUE: u8 = 17;
     pub(super) const MAY_HAVE_APPLIED: u8 = 18;
+    pub(super) const WHY: u8 = 19;
     /// A reply, behind its version.
     pub(super) const OUTCOME: u8 = 20;
     pub(super) const OUTPUTS: u8 = 21;
@@ -102,7 +103,7 @@ fn put_fingerprint(out: &mut Vec<u8>, fingerprint: Option<Fingerprint>) {
 
 fn put_end(out: &mut Vec<u8>, end: &End) {
     match end {
-        End::Done(Stored::Nothing) | End::Invalidated | End::Forgotten => {}
+        End::Done(Stored::Nothing) | End::Forgotten => {}
         End::Done(Stored::Reply(bytes)) => {
             put_field(out, tag::OUTCOME, &[&[OUTCOME_VERSION], bytes.as_ref()].concat());
         }
@@ -115,6 +116,8 @@ fn put_end(out: &mut Vec<u8>, end: &End) {
             );
         }
         End::Failed(reason) => put_field(out, tag::REASON, &[*reason as u8]),
+        End::Invalidated(why) if why.is_empty() => {}
+        End::Invalidated(why) => put_field(out, tag::WHY, why.as_bytes()),
     }
 }
 
@@ -122,7 +125,7 @@ const fn end_state(end: &End) -> u8 {
     match end {
         End::Done(_) => state::DONE,
         End::Failed(_) => state::FAILED,
-        End::Invalidated => state::INVALIDATED,
+        End::Invalidated(_) => state::INVALIDATED,
         End::Forgotten => state::FORGOTTEN,
     }
 }
@@ -409,7 +412,9 @@ impl<'a> Fields<'a> {
                 // A reason of a later minor version still failed: which one is only for people.
                 Ok(End::Failed(reason.unwrap_or(Reason::Rejected)))
             }
-            state::INVALIDATED => Ok(End::Invalidated),
+            state::INVALIDATED => Ok(End::Invalidated(
+                String::from_utf8_lossy(self.get(tag::WHY).unwrap_or_default()).into_owned(),
+            )),
             state::FORGOTTEN => Ok(End::Forgotten),
             _ => Err(Error::Malformed("not a closed state")),
         }

@@ -69,10 +69,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "engine",
         &[
+            "act",
             "arrivals",
             "assignments",
             "attempt",
             "commits",
+            "desk",
             "copies",
             "dead_letter",
             "partition",

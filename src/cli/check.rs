@@ -94,6 +94,12 @@ fn port(settings: &Settings, report: &mut Report) {
 }
 
 fn topics(settings: &Settings, cluster: &Cluster, report: &mut Report) {
+    if let Some(topic) = &settings.admin.audit_topic {
+        match cluster.partitions(topic) {
+            Ok(_) => report.ok(format_args!("audit topic {topic:?}: exists")),
+            Err(error) => report.fail(format_args!("{error}")),
+        }
+    }
     for (topic, policy) in &settings.topics {
         match cluster.partitions(topic) {
             Ok(partitions) => report.ok(format_args!(

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use super::{Failure, StateDir, Table, count, moment, names, print};
 use crate::config::{ByteCount, Durability};
-use crate::held::{Entry, State, list, word};
+use crate::held::{Entry, State, list};
+use crate::outcome::Verdict;
 
 /// List the messages that a stopped consumer holds.
 ///
@@ -81,7 +82,7 @@ fn page(open: &[Entry], shown: &[&Entry]) -> String {
                 moment(entry.since_ms),
                 entry.attempts.to_string(),
                 ByteCount(entry.bytes as u64).to_string(),
-                entry.verdict.map_or("-", word).to_owned(),
+                entry.verdict.map_or("-", Verdict::code).to_owned(),
             ]);
         }
         text = format!("{table}\n");
@@ -121,6 +122,6 @@ fn json(entry: &Entry) -> serde_json::Value {
         "since_ms": entry.since_ms,
         "attempts": entry.attempts,
         "bytes": entry.bytes,
-        "verdict": entry.verdict.map(word),
+        "verdict": entry.verdict.map(Verdict::code),
     })
 }

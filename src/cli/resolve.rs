@@ -6,8 +6,9 @@
 use std::process::ExitCode;
 
 use super::{Failure, StateDir, count, names, print};
+use crate::act::Said;
 use crate::clock::Clock;
-use crate::held::{Said, State, Target, choose, decide, list, word};
+use crate::held::{State, Target, choose, decide, list};
 use crate::outcome::Verdict;
 use crate::store::Store as _;
 use crate::token::TokenKey;
@@ -102,8 +103,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
             "name a message: --topic, --partition and --offset, or --token, or --all-in-doubt",
         ));
     };
+    let verdict = args.verdict();
     let said = Said {
-        verdict: args.verdict(),
         reason: args.reason.clone(),
         by: args
             .by
@@ -115,13 +116,14 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let store = args.dir.open()?;
     let entries = list(&store, &names(&store))?;
     let chosen = choose(&entries, &target).map_err(Failure::new)?;
-    let (group, acts) = decide(&store, &chosen, &said)?;
-    if !acts.is_empty() {
-        store.apply_acts(&group, &acts)?;
+    let group = decide(&store, &chosen, verdict, &said)?;
+    if !group.is_empty() {
+        store.apply(&group)?;
     }
     store.close()?;
 
-    let verdict = word(said.verdict);
+    let given = group.iter().map(|changes| changes.acts.len()).sum::<usize>();
+    let word_of = verdict.code();
     for entry in &chosen {
         let place = entry.place();
         let behind = entries
@@ -129,11 +131,11 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
             .filter(|other| other.id == entry.id && other.state == State::Behind(Some(entry.offset)))
             .count();
         print(&match entry.verdict {
-            Some(before) if before == said.verdict => {
-                format!("{place}: --{verdict} was given before, nothing changed\n")
+            Some(before) if before == verdict => {
+                format!("{place}: --{word_of} was given before, nothing changed\n")
             }
-            Some(before) => format!("{place}: --{verdict}, in place of --{}\n", word(before)),
-            None => format!("{place}: --{verdict}\n"),
+            Some(before) => format!("{place}: --{word_of}, in place of --{}\n", before.code()),
+            None => format!("{place}: --{word_of}\n"),
         });
         if behind > 0 {
             print(&format!(
@@ -142,7 +144,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
             ));
         }
     }
-    print(&match (chosen.len(), acts.len()) {
+    print(&match (chosen.len(), given) {
         (0, _) => "nothing is in doubt without a verdict\n".to_owned(),
         (_, 0) => String::new(),
         (_, given) => format!(

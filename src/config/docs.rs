@@ -193,6 +193,8 @@ fn the_file_of_all_keys_states_each_one_at_its_default() {
         absent.remove(&key.replace("orders", "NAME"));
     });
     let without_default = [
+        "admin.audit_topic",
+        "admin.token_file",
         "kafka",
         "topics.NAME.window_bytes",
         "topics.NAME.reply.header",
@@ -240,6 +242,8 @@ fn every_key_reaches_its_setting() {
         ("dead_letter.topic", "\"other\""),
         ("dead_letter.create", "true"),
         ("admin.listen", "\"off\""),
+        ("admin.token_file", "\"other\""),
+        ("admin.audit_topic", "\"other\""),
         ("kafka", "{ \"client.id\" = \"7\" }"),
         ("topics.NAME.window", "\"7d\""),
         ("topics.NAME.window_bytes", "\"7GiB\""),

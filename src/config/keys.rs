@@ -94,6 +94,8 @@ pub(super) fn top(keys: &mut Section<'_>) -> Layer {
         }),
         admin: keys.section("admin", |keys| AdminLayer {
             listen: keys.take("listen", listen),
+            token_file: keys.take("token_file", path),
+            audit_topic: keys.take("audit_topic", text),
         }),
         kafka: Properties(keys.properties("kafka")),
         topics: keys.each("topics", topic),

@@ -160,6 +160,8 @@ layers! {
     /// What one layer says of the admin port.
     AdminLayer of "Admin" {
         listen: Option<Listen>,
+        token_file: Option<PathBuf>,
+        audit_topic: Option<String>,
     }
     /// What one layer says of one topic.
     TopicLayer of "TopicPolicy" {

@@ -137,6 +137,8 @@ fn fill_in(layer: &Layer, problems: &mut Vec<Problem>) -> Settings {
         Some(Listen::Off) => settings.admin.listen = None,
         None => {}
     }
+    settings.admin.token_file.clone_from(&layer.admin.token_file);
+    settings.admin.audit_topic.clone_from(&layer.admin.audit_topic);
 
     for (name, topic) in &layer.topics {
         settings

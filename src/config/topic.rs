@@ -182,6 +182,20 @@ pub enum TokenSource {
     Code(String),
 }
 
+impl TokenSource {
+    /// Part of every token key.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Header(name) => format!("header:{name}"),
+            Self::Key => "key".to_owned(),
+            Self::Json(pointer) => format!("json:{pointer}"),
+            Self::Offset => "offset".to_owned(),
+            Self::Code(name) => format!("code:{name}"),
+        }
+    }
+}
+
 impl fmt::Display for TokenSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

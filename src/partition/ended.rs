@@ -279,7 +279,12 @@ impl Partition {
         self.works.iter().any(|(_, work)| {
             matches!(
                 work.phase,
-                Phase::Recording | Phase::Holding | Phase::Settling | Phase::Sending | Phase::Noting
+                Phase::Recording
+                    | Phase::Deciding(_)
+                    | Phase::Holding
+                    | Phase::Settling
+                    | Phase::Sending
+                    | Phase::Noting
             )
         })
     }

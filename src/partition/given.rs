@@ -114,7 +114,7 @@ impl Partition {
         match end {
             End::Done(_) => self.wiring.meters.done.increment(1),
             End::Failed(reason) => self.wiring.meters.failed(*reason),
-            End::Invalidated | End::Forgotten => {}
+            End::Invalidated(_) | End::Forgotten => {}
         }
     }
 }

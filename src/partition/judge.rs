@@ -5,7 +5,7 @@
 //! decision was. Only an outcome suppresses (Inv 2).
 
 use super::work::{Holder, Keys, OpenId, Origin, Phase, RestingState, Work, WorkId};
-use super::{Partition, Stop};
+use super::{Partition, Stop, Who};
 use crate::accounts::Account;
 use crate::config::{AfterFailure, Expired, Mode, OnMismatch};
 use crate::error::Error;
@@ -29,10 +29,17 @@ impl Partition {
             Ok(Err(error)) => return Err(Stop::Error(Error::Store(error))),
             Err(_) => return Err(super::gone()),
         };
+        let ids = match asked.who {
+            Who::Works(ids) => ids,
+            Who::Order(acts) => {
+                self.acts_judged(&acts, &keys, &hits);
+                return Ok(());
+            }
+        };
         let mut hits = hits.into_iter().peekable();
         let mut first_key = 0;
         let mut own: Vec<Hit> = Vec::new();
-        for (id, count) in asked.ids {
+        for (id, count) in ids {
             first_key += count;
             own.clear();
             while let Some(hit) = hits.next_if(|hit| hit.key < first_key) {
@@ -84,9 +91,9 @@ impl Partition {
             let is_inside =
                 self.window
                     .holds(work.judged_ms, closed.first_seen_ms, closed.offset, commit_point);
-            let suppresses = match closed.end {
-                End::Done(_) | End::Invalidated => true,
-                End::Failed(reason) => !self.runs_after(reason),
+            let suppresses = match &closed.end {
+                End::Done(_) | End::Invalidated(_) => true,
+                End::Failed(reason) => !self.runs_after(*reason),
                 End::Forgotten => false,
             };
             (
@@ -135,17 +142,15 @@ impl Partition {
             return;
         }
         self.wiring.meters.hits.increment(1);
-        match closed.end {
+        match &closed.end {
             End::Done(_) => self.duplicate(id, closed, keys_found),
-            End::Failed(reason) if self.runs_after(reason) => self.run_anew(id),
+            End::Failed(reason) if self.runs_after(*reason) => self.run_anew(id),
             End::Failed(_) => self.duplicate(id, closed, keys_found),
-            End::Invalidated if self.wiring.policy.mode == Mode::Observe => self.run_observed(id),
-            End::Invalidated => self.refuse_for(
-                id,
-                Some(closed.offset),
-                Reason::Invalidated,
-                "an operator invalidated its token".into(),
-            ),
+            End::Invalidated(_) if self.wiring.policy.mode == Mode::Observe => self.run_observed(id),
+            End::Invalidated(why) => {
+                let error = format!("an operator invalidated its token: {why}");
+                self.refuse_for(id, Some(closed.offset), Reason::Invalidated, error);
+            }
             End::Forgotten => self.run_anew(id),
         }
     }
@@ -154,11 +159,8 @@ impl Partition {
     /// no policy runs that again for a guarded class.
     fn runs_after(&self, reason: Reason) -> bool {
         let policy = &self.wiring.policy;
-        let was_in_doubt = matches!(
-            reason,
-            Reason::Moved | Reason::HeldTooLong | Reason::Crashed | Reason::Operator
-        );
-        policy.after_failure == AfterFailure::Run && !(policy.class.is_guarded() && was_in_doubt)
+        let is_open_to_doubt = policy.class.is_guarded() && reason.leaves_doubt();
+        policy.after_failure == AfterFailure::Run && !is_open_to_doubt
     }
 
     /// Its token is new, or as good as new.
@@ -307,6 +309,7 @@ impl Partition {
         };
         match resting.state {
             RestingState::Begun { .. } => self.take_over(id, open),
+            RestingState::Decided => self.wait_for_act(id),
             RestingState::Held(_) => {
                 let own = self.works.get(id).map(super::work::Work::offset);
                 let behind = resting.behind.iter().filter_map(|open| self.resting.get(*open));

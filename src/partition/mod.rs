@@ -13,12 +13,14 @@
 //! | (ended) | `ended.rs` | what an attempt's end means for its class: done, again, in doubt, given up |
 //! | (given) | `given.rs` | what an outcome gives back: outputs, as messages that become visible with it |
 //! | (replies) | `replies.rs` | replies, replays and receipts: what whoever sent a message is told |
+//! | (acts) | `acts.rs` | what an operator decides about what is held, or about a token |
 //! | (held) | `hold.rs` | what is kept on disk for an attempt later, and what of its key is kept behind it |
 //! | record | `record.rs` | groups to the journal, and what their acknowledgement completes |
 //! | complete | `record.rs` | ledger, accounts, whoever waited behind it, the commit point |
 //!
 //! What comes back is only durable acknowledgements, back-pressure and the commit point.
 
+mod acts;
 mod admit;
 mod begin;
 mod counts;
@@ -48,6 +50,7 @@ use slab::Slab;
 use tokio::sync::{mpsc, watch};
 
 use crate::accounts::Accounts;
+use crate::act::Order;
 use crate::attempt::Attempts;
 use crate::backoff::{Bounds, Waits};
 use crate::broker::Letter;
@@ -73,8 +76,14 @@ use work::{Index, OpenId, Resting, Work, WorkId};
 /// Waiting for one batch of look-ups.
 struct Asked {
     answer: Answer,
-    /// Who asked, and for how many keys.
-    ids: Vec<(WorkId, usize)>,
+    who: Who,
+}
+
+/// Who asked, and for how many keys.
+enum Who {
+    Works(Vec<(WorkId, usize)>),
+    /// Acts of the order under way, by their place in it.
+    Order(Vec<(usize, usize)>),
 }
 
 /// One group handed to the journal.
@@ -151,6 +160,10 @@ pub(crate) struct Partition {
     freed: VecDeque<OpenId>,
     loads: Option<Loads>,
 
+    // Acts.
+    acting: Option<acts::Acting>,
+    orders: mpsc::Receiver<Order>,
+
     // Record and complete.
     changes: Changes,
     /// Dead letters that are written with the group.
@@ -210,6 +223,9 @@ enum Wake {
     Sent(WorkId, Result<(), Unsent>),
     Loaded(Result<Result<Known, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
     Held(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
+    /// The held messages that verdicts are about.
+    Decided(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
+    Order(Order),
     Timer,
     Batch(Option<Batch>),
 }
@@ -223,6 +239,7 @@ impl Partition {
             known,
             accounts,
             batches,
+            orders,
             control,
         } = assignment;
         let now = clock::now();
@@ -276,6 +293,8 @@ impl Partition {
             blocked: HashMap::new(),
             freed: VecDeque::new(),
             loads: None,
+            acting: None,
+            orders,
             own: starts::Own::new(&wiring.starts),
             changes: Changes::new(id),
             letters: Vec::new(),
@@ -344,6 +363,11 @@ impl Partition {
                     let held = held.map_err(|_| gone())?;
                     self.loaded(&held.map_err(|error| Stop::Error(Error::Store(error)))?);
                 }
+                Wake::Decided(held) => {
+                    let held = held.map_err(|_| gone())?;
+                    self.resolve_loaded(&held.map_err(|error| Stop::Error(Error::Store(error)))?);
+                }
+                Wake::Order(order) => self.order(order),
                 Wake::Timer => {}
                 Wake::Batch(Some(batch)) => {
                     // There is room for another now, and whoever fetches may be waiting for it.
@@ -394,10 +418,12 @@ impl Partition {
         let takes = self.takes();
         let due = self.next_due();
         let waits = self.waits_for_breaker();
+        let takes_orders = self.takes_orders();
         let attempts = &mut self.attempts;
         let asked = &mut self.asked;
         let leaving = &mut self.leaving;
         let loads = &mut self.loads;
+        let verdicts = self.acting.as_mut().and_then(|acting| acting.loading.as_mut());
         let breaker = &mut self.own.changes;
         tokio::select! {
             biased;
@@ -406,6 +432,8 @@ impl Partition {
             answer = async { match asked.front_mut() { Some(asked) => (&mut asked.answer).await, None => std::future::pending().await } } => Wake::Judged(answer),
             known = async { match leaving { Some((_, loading)) => loading.await, None => std::future::pending().await } } => Wake::Loaded(known),
             held = async { match loads { Some(loads) => (&mut loads.answer).await, None => std::future::pending().await } } => Wake::Held(held),
+            held = async { match verdicts { Some(loading) => (&mut loading.answer).await, None => std::future::pending().await } } => Wake::Decided(held),
+            Some(order) = self.orders.recv(), if takes_orders => Wake::Order(order),
             (id, event) = std::future::poll_fn(|cx| attempts.poll_event(cx)) => Wake::Attempt(id, event),
             Some((id, result)) = self.sending.next(), if !self.sending.is_empty() => Wake::Sent(id, result),
             _ = breaker.changed(), if waits => Wake::Timer,

@@ -185,6 +185,7 @@ impl Partition {
                 }
             }
         }
+        self.answer_order(durable);
         self.acks.state()?;
         Ok(())
     }
@@ -204,6 +205,7 @@ impl Partition {
                 }
             }
             Phase::Holding => self.held(id),
+            Phase::Deciding(verdict) => self.carry_out(id, verdict),
             // Un-begun at a drain: the removal is durable, and the message is the next owner's.
             _ => {}
         }

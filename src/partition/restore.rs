@@ -73,7 +73,7 @@ impl Partition {
                     // Not beside whoever has its token open, but after it.
                     Some(Verdict::Run) if why == HeldFor::Token => self.rest_or_follow(open, why),
                     Some(verdict) => {
-                        let work = self.carry_out(open, *verdict);
+                        let work = self.carry_out_found(open, *verdict);
                         self.hold_up(work, why, open);
                     }
                     None if too_old => {
@@ -110,7 +110,7 @@ impl Partition {
         }
     }
 
-    fn count_restored(&mut self, open: &Open) {
+    pub(super) fn count_restored(&mut self, open: &Open) {
         self.accounts.restore(1);
         self.count_held(open.bytes());
     }
@@ -158,30 +158,33 @@ impl Partition {
         }
     }
 
-    /// What an operator decided while the consumer was stopped.
-    fn carry_out(&mut self, open: &Open, verdict: Verdict) -> Option<WorkId> {
+    /// What an operator decided while the consumer was stopped, or before it ended.
+    fn carry_out_found(&mut self, open: &Open, verdict: Verdict) -> Option<WorkId> {
+        if verdict == Verdict::DeadLetter {
+            return self.give_up_restored(open, Reason::Operator, BY_OPERATOR.into());
+        }
+        let id = self.revive(open, Phase::Judging)?;
+        self.carry_out(id, verdict);
+        Some(id)
+    }
+
+    /// What an operator decided about work that was held. It is durable.
+    pub(super) fn carry_out(&mut self, id: WorkId, verdict: Verdict) {
         match verdict {
             Verdict::Done => {
-                let id = self.revive(open, Phase::Judging)?;
                 self.wiring.meters.done.increment(1);
                 self.record(id, Account::Done, End::Done(Stored::Nothing));
-                Some(id)
             }
             Verdict::Run => {
-                let id = self.revive(open, Phase::Ready)?;
                 if let Some(work) = self.works.get_mut(id) {
                     // The operator says that it was not applied; the attempts of before are not counted against it.
                     work.may_have_applied = false;
                     work.attempts = work.attempts.min(self.bounds.attempts_max.saturating_sub(1));
+                    work.phase = Phase::Ready;
                 }
                 self.ready.push_back(id);
-                Some(id)
             }
-            Verdict::DeadLetter => self.give_up_restored(
-                open,
-                Reason::Operator,
-                "an operator resolved it to the dead-letter topic".into(),
-            ),
+            Verdict::DeadLetter => self.give_up(id, Reason::Operator, BY_OPERATOR.into()),
         }
     }
 
@@ -269,6 +272,8 @@ impl Partition {
         Some(id)
     }
 }
+
+const BY_OPERATOR: &str = "an operator resolved it to the dead-letter topic";
 
 fn resting_of(open: &Open, state: RestingState) -> Resting {
     Resting {

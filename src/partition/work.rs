@@ -9,7 +9,7 @@ use crate::broker::Letter;
 use crate::clock::Instant;
 use crate::ledger::Slot;
 use crate::message::{Batch, Offset, Raw};
-use crate::outcome::{Closed, End, Fingerprint, HeldFor, Reason};
+use crate::outcome::{Closed, End, Fingerprint, HeldFor, Reason, Verdict};
 use crate::output::Output;
 use crate::token::TokenKey;
 
@@ -75,6 +75,8 @@ pub(super) enum Phase {
     Waiting,
     /// The probe is asked.
     Probing,
+    /// An operator's verdict about it is on the way to the disk.
+    Deciding(Verdict),
     /// Its outcome is on the way to the disk.
     Recording,
     /// Its hold is on the way to the disk.
@@ -228,6 +230,8 @@ pub(super) enum RestingState {
     },
     /// Kept for later.
     Held(HeldFor),
+    /// No message: an operator has decided about its token, and that is on its way to the disk.
+    Decided,
 }
 
 /// Who has a token open.

@@ -73,7 +73,11 @@ fn closed_records() -> BTreeMap<&'static str, Closed> {
                 ..closed(5, 7, 3, End::Failed(Reason::Rejected))
             },
         ),
-        ("invalidated", closed(1, 1, 1, End::Invalidated)),
+        ("invalidated", closed(1, 1, 1, End::Invalidated(String::new()))),
+        (
+            "invalidated-why",
+            closed(1, 1, 1, End::Invalidated("recalled".into())),
+        ),
         ("forgotten", closed(1, 1, 0, End::Forgotten)),
     ])
 }

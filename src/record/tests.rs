@@ -13,7 +13,7 @@ fn ends() -> impl Strategy<Value = End> {
         }),
         any::<([u8; 32], u64)>().prop_map(|(digest, len)| End::Done(Stored::Digest(digest, len))),
         prop::sample::select(&Reason::ALL).prop_map(End::Failed),
-        Just(End::Invalidated),
+        any::<String>().prop_map(End::Invalidated),
         Just(End::Forgotten),
     ]
 }

@@ -151,6 +151,9 @@ fn claim(settings: &Settings, store: &RocksStore) -> Result<Counts, Error> {
     let counts = claim_partitions(settings, &cluster, |topic, count| {
         store.claim_partitions(topic, count)
     })?;
+    if let Some(topic) = &settings.admin.audit_topic {
+        cluster.partitions(topic)?;
+    }
     let missing = cluster.missing_letters(settings);
     if settings.dead_letter.create && !missing.is_empty() {
         for new in &missing {

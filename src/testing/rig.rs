@@ -20,6 +20,7 @@ use crate::broker::{CommitMark, Committed};
 use crate::clock::Clock;
 use crate::commits::{Commits, Due};
 use crate::config::{Cold, Durability, Limits, Start, TopicPolicy};
+use crate::desk::Desk;
 use crate::error::Error;
 use crate::limits::{Budget, Waker};
 use crate::message::{BatchBuilder, Kept, NextOffset, Offset};
@@ -67,6 +68,9 @@ pub(crate) struct Rig {
     pub(crate) dead_letter_topic: String,
     /// `Replicated`: a group's letters are there with its records, and its commit point is committed with them.
     pub(crate) durability: Durability,
+    pub(crate) audit_topic: Option<String>,
+    /// Where orders find the partitions that are served.
+    pub(crate) desk: Desk,
     readers: Vec<Reader>,
     factory: Arc<dyn Factory>,
     pub(crate) store: Arc<MemoryStore>,
@@ -109,6 +113,8 @@ impl Rig {
             commit_every: Duration::from_millis(100),
             dead_letter_topic: format!("{topic}.dead-letters"),
             durability: Durability::Local,
+            audit_topic: None,
+            desk: Desk::default(),
             readers,
             factory,
             store: Arc::new(MemoryStore::new("test", &[])),
@@ -154,7 +160,7 @@ impl Rig {
         last.map_or(0, |(offset, _)| offset + 1)
     }
 
-    fn extractor(&self) -> Extractor {
+    pub(crate) fn extractor(&self) -> Extractor {
         let token_bytes_max = self.limits.token_bytes.0 as usize;
         Extractor::new(&self.topic, self.readers.clone(), token_bytes_max)
     }
@@ -183,6 +189,7 @@ impl Rig {
             topic: self.topic.as_str().into(),
             policy: self.policy.clone(),
             dead_letter_topic: self.dead_letter_topic.clone(),
+            audit_topic: self.audit_topic.clone(),
             limits: self.limits.clone(),
             max_clock_jump: self.max_clock_jump,
             commit_every: self.commit_every,
@@ -216,6 +223,7 @@ impl Rig {
             store,
             commits: commits.clone(),
             budget,
+            desk: self.desk.clone(),
             clock: self.clock.clone(),
             cold: self.cold,
             start: Start::Earliest,

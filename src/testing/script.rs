@@ -254,7 +254,7 @@ pub(crate) fn changes(group: &Changes) -> Vec<Change> {
         says: match &closed.end {
             End::Done(_) => "done".to_owned(),
             End::Failed(reason) => format!("failed ({})", reason.code()),
-            End::Invalidated => "invalidated".to_owned(),
+            End::Invalidated(why) => format!("invalidated ({why})"),
             End::Forgotten => "forgotten".to_owned(),
         },
     });

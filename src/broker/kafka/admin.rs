@@ -201,6 +201,7 @@ fn names(settings: &Settings) -> BTreeSet<String> {
     let mut names: BTreeSet<_> = inputs
         .flat_map(|topic| [topic.clone(), settings.dead_letter.topic_of(topic)])
         .collect();
+    names.extend(settings.admin.audit_topic.clone());
     if settings.durability == Durability::Replicated {
         names.extend(settings.topics.keys().map(|topic| settings.changelog_of(topic)));
     }

@@ -5,7 +5,7 @@
 //! `take.rs` how it takes messages (with the one unsafe module, `raw.rs`), `signal.rs` what wakes it, `properties.rs` how it is
 //! set up. `producer.rs` sends dead letters, `rights.rs` names rights that are missing, `admin.rs` asks about topics and the
 //! cluster, `demo.rs` has the broker
-//! inside `hapax demo`.
+//! inside `hapax demo`. `owners.rs` asks the group who has a partition.
 
 pub(crate) mod admin;
 pub(crate) mod arriving;
@@ -19,6 +19,7 @@ pub(crate) mod cutter;
 #[cfg(feature = "cli")]
 pub(crate) mod demo;
 pub(crate) mod member;
+pub(crate) mod owners;
 pub(crate) mod producer;
 pub(crate) mod properties;
 mod raw;

@@ -8,6 +8,7 @@
     reason = "a test may panic"
 )]
 
+mod acts;
 mod arrivals;
 mod breaker;
 mod crashes;
