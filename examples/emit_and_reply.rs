@@ -42,21 +42,23 @@ async fn main() -> Result<(), hapax::Error> {
         let payload = String::from_utf8_lossy(output.payload().unwrap_or_default()).into_owned();
         println!("{}: {payload}", output.topic());
     }
-    let (shipments, replies, receipts) = (to("shipments"), to("shop.replies"), to("orders.receipts"));
-    assert_eq!(shipments.len(), 1, "a duplicate ships nothing");
-    assert_eq!(shipments[0].payload(), Some(&b"apples"[..]));
-    assert_eq!(
-        shipments[0].header("idempotency-key").len(),
-        32,
-        "its child token"
-    );
-    for (reply, call, replayed) in [(replies[0], "call-1", ""), (replies[1], "call-2", "true")] {
+    let [shipment] = to("shipments")[..] else {
+        panic!("a duplicate ships nothing: {all:?}")
+    };
+    assert_eq!(shipment.payload(), Some(&b"apples"[..]));
+    assert_eq!(shipment.header("idempotency-key").len(), 32, "its child token");
+    let [first, again] = to("shop.replies")[..] else {
+        panic!("a reply to each call: {all:?}")
+    };
+    for (reply, call, replayed) in [(first, "call-1", ""), (again, "call-2", "true")] {
         assert_eq!(reply.payload(), Some(&b"apples are on their way"[..]));
         assert_eq!(reply.header("correlation-id"), call);
         assert_eq!(reply.header("hapax-replayed"), replayed);
     }
-    assert_eq!((replies.len(), receipts.len()), (2, 1));
-    let receipt = String::from_utf8_lossy(receipts[0].payload().unwrap_or_default());
+    let [receipt] = to("orders.receipts")[..] else {
+        panic!("a receipt for the duplicate: {all:?}")
+    };
+    let receipt = String::from_utf8_lossy(receipt.payload().unwrap_or_default());
     assert!(receipt.contains(r#""verdict":"duplicate""#), "{receipt}");
     println!("emit_and_reply: 1 shipment, a reply to each of 2 calls, and a receipt for the duplicate");
     Ok(())

@@ -345,7 +345,7 @@ impl Partition {
                 }
                 // What an older assignment gave up on reaches no output (Inv 5).
                 if !gate.accepts() {
-                    let why = broker::Error::Fatal("the assignment is over".into());
+                    let why = Box::new(broker::Error::Fatal("the assignment is over".into()));
                     return (id, Err(Unsent { letters, why }));
                 }
                 (id, Unsent::of(letters, sending.await))
@@ -457,7 +457,7 @@ impl Partition {
 pub(super) struct Unsent {
     letters: Vec<Letter>,
     /// The first reason.
-    why: broker::Error,
+    why: Box<broker::Error>,
 }
 
 impl Unsent {
@@ -467,7 +467,7 @@ impl Unsent {
             if let Err(why) = result {
                 let unsent = unsent.get_or_insert(Self {
                     letters: Vec::new(),
-                    why,
+                    why: Box::new(why),
                 });
                 unsent.letters.push(letter);
             }

@@ -301,12 +301,14 @@ impl Campaign {
     }
 }
 
+type Headers = Vec<(String, Option<Bytes>)>;
+
 /// Outputs: of attempts that ended well and of no other, each with one id however often it was sent, and none missing whose
 /// message was recorded as done by its handler.
 impl Campaign {
     /// Whoever did not run to its own end is told so: once where that is in the transaction, with one id where it is sent again.
     fn judge_receipts(&self, world: &World) {
-        let mut told: BTreeMap<i64, Vec<Vec<(String, Option<Bytes>)>>> = BTreeMap::new();
+        let mut told: BTreeMap<i64, Vec<Headers>> = BTreeMap::new();
         for letter in self.rig.letterbox.letters() {
             let offset = letter.headers.iter().find(|(name, _)| name == "hapax-offset");
             if letter.topic == "receipts" {

@@ -7,6 +7,8 @@ use crate::config::{Durability, MissingToken, OnMismatch};
 use crate::outcome::{Closed, End, Stored};
 use crate::token::Extractor;
 
+type Change = fn(&mut Rig);
+
 const MODES: [Durability; 2] = [Durability::Local, Durability::Replicated];
 
 fn header(letter: &Letter, name: &str) -> String {
@@ -141,7 +143,7 @@ fn a_reply_goes_only_where_it_is_allowed_to() {
 
 #[test]
 fn what_is_not_stored_whole_is_said_and_not_made_up() {
-    let cases: [(&str, fn(&mut Rig), &str); 3] = [
+    let cases: [(&str, Change, &str); 3] = [
         (
             "a long reply",
             |rig| rig.limits.outcome_bytes = crate::config::ByteCount(4),
