@@ -296,6 +296,8 @@ fn taken(
         policy,
         refused: None,
         behind: Vec::new(),
+        original: None,
+        answer: None,
         ending: None,
         closing: None,
         held_for: None,

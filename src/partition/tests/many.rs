@@ -5,12 +5,10 @@ use std::sync::atomic::AtomicUsize;
 use super::*;
 use crate::config::AfterHold;
 use crate::message::Offset;
-use crate::outcome::{Closed, HeldFor, Open};
+use crate::outcome::{HeldFor, Open};
 use crate::partition::find;
 use crate::store::memory::MemoryStore;
-use crate::store::{
-    self, AuditEntry, Hit, Identity, Known, PastStarts, Position, Store, TopicId, WindowSize,
-};
+use crate::store::{self, AuditEntry, Hit, Identity, Known, PastStarts, Store, TopicId, WindowSize};
 use crate::token::TokenKey;
 
 /// More than are loaded at a time.
