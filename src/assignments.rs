@@ -20,6 +20,7 @@ use crate::broker::{self, CommitMark, Committed};
 use crate::clock::{self, Clock, Instant};
 use crate::commits::{Commits, Due};
 use crate::config::{Cold, Deleted, Durability, Start};
+use crate::desk::Desk;
 use crate::error::Error;
 use crate::fence::{Fence, Gate};
 use crate::journal::{Acks, Submission};
@@ -43,6 +44,7 @@ pub(crate) struct Assignments {
     store_id: StoreId,
     commits: Commits,
     budget: Budget,
+    desk: Desk,
     clock: Clock,
     cold: Cold,
     rules: Rules,
@@ -133,6 +135,7 @@ pub(crate) struct Parts {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) commits: Commits,
     pub(crate) budget: Budget,
+    pub(crate) desk: Desk,
     pub(crate) clock: Clock,
     pub(crate) cold: Cold,
     pub(crate) deleted: Deleted,
@@ -149,6 +152,7 @@ impl Assignments {
             store,
             commits,
             budget,
+            desk,
             clock,
             cold,
             deleted,
@@ -164,6 +168,7 @@ impl Assignments {
             store_id,
             commits,
             budget,
+            desk,
             clock,
             cold,
             rules: Rules {
@@ -374,6 +379,7 @@ impl Assignments {
         let (batches, inbox) = mpsc::channel(BATCHES_WAITING);
         let (control, orders) = watch::channel(Control::Run);
         let accounts = Accounts::default();
+        let asked = self.desk.open(id, accounts.clone());
         let assignment = Assignment {
             id,
             gate: gate.clone(),
@@ -381,6 +387,7 @@ impl Assignments {
             found,
             accounts: accounts.clone(),
             batches: inbox,
+            orders: asked,
             control: orders,
         };
         let failures = self.failures.clone();
@@ -460,6 +467,7 @@ impl Assignments {
                 continue;
             };
             live.gate.clear();
+            self.desk.close(*id);
             live.control.send_replace(Control::Cancel);
             self.commits.forget(*id);
             self.ended.push(live.accounts);

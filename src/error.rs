@@ -79,6 +79,17 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The token of the admin port cannot be used. Nothing runs. Write one into the file, or leave `admin.token_file` out.
+    #[error(
+        "the token of the admin port cannot be read from {}: {why}; make one with `head -c 24 /dev/urandom | base64`, or leave `admin.token_file` out",
+        path.display()
+    )]
+    AdminToken {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The system gave no thread. Nothing runs. Raise the limit on threads.
     #[error("no thread for {what}")]
     Thread {

@@ -4,12 +4,14 @@
 //! the class and policies of each topic; whoever changes the table there changes it here.
 
 mod failures;
+mod given;
+mod life;
 mod starts;
 
 use crate::class::Class;
 use crate::config::{
-    AfterFailure, AfterHold, Cold, Concurrency, Durability, Expired, MissingToken, Mode, OnMismatch, Overall,
-    Settings, Standby, Start, TokenSource, TopicPolicy, show_duration, warnings,
+    AfterFailure, AfterHold, Cold, Concurrency, Durability, Expired, MissingToken, Mode, OnMismatch,
+    OnUseless, Overall, Settings, Standby, Start, TokenSource, TopicPolicy, show_duration, warnings,
 };
 
 /// Bytes on disk of one token with a plain outcome; `bench bytes_per_key` measures it.
@@ -170,13 +172,7 @@ fn policy_rows(settings: &Settings, name: &str, policy: &TopicPolicy, page: &mut
         },
     );
     page.row("another payload", &mismatch(policy));
-    page.row(
-        "born before the window",
-        match policy.expired {
-            Expired::DeadLetter => "dead-lettered, reason `expired`",
-            Expired::Run => "runs",
-        },
-    );
+    life::rows(policy, page);
     let slots = policy.concurrency.slots();
     page.row(
         "runs, a partition",
@@ -208,16 +204,7 @@ fn policy_rows(settings: &Settings, name: &str, policy: &TopicPolicy, page: &mut
     };
     page.row("when these are spent", &after);
     starts::rows(policy, page);
-    page.row(
-        "the reply",
-        &match policy.store_outcome {
-            true => format!(
-                "stored up to {}, beyond that its digest",
-                settings.limits.outcome_bytes
-            ),
-            false => "not stored".to_owned(),
-        },
-    );
+    given::rows(settings, policy, page);
     page.row("dead letters", &settings.dead_letter.topic_of(name));
     if settings.durability == Durability::Replicated {
         page.row("changelog", &settings.changelog_of(name));
@@ -356,6 +343,11 @@ fn weakenings(settings: &Settings, policy: &TopicPolicy) -> Vec<(&'static str, S
         policy.expired == Expired::Run,
         "expired = run",
         "a duplicate older than the window runs, though its token says so",
+    );
+    when(
+        policy.max_age.is_stated() && policy.max_age.then == OnUseless::Skip,
+        "max_age.then = skip",
+        "what is too old is passed over, and goes nowhere",
     );
     when(
         policy.class.is_guarded() && policy.after_failure == AfterFailure::Run,
@@ -551,6 +543,10 @@ mod tests {
             ),
             ("topics.orders.expired = \"run\"", "expired = run"),
             ("topics.orders.after_failure = \"run\"", "after_failure = run"),
+            (
+                "topics.orders.max_age = { after = \"5m\", then = \"skip\" }",
+                "max_age.then = skip",
+            ),
             ("cold = \"run\"", "cold = run"),
             ("topics.orders.begun_ahead = 1", "begun_ahead"),
             ("topics.orders.window_bytes = \"1GiB\"", "window_bytes"),

@@ -8,9 +8,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::act::Said;
 use crate::message::Offset;
 use crate::outcome::{HeldFor, Open, Stage, Verdict};
-use crate::store::{self, AuditEntry, Changes, PartitionId, Store, TopicId, first_key};
+use crate::store::{self, Changes, PartitionId, Store, TopicId, first_key};
 use crate::token::TokenKey;
 
 /// One open record, without the bytes of its message.
@@ -41,18 +42,20 @@ pub(crate) enum State {
     Retry(i64),
     /// Held, because an earlier message of its key is.
     BehindKey,
-    /// Given up on; its dead letter is not yet acknowledged.
+    /// Decided; its dead letter, or what its outcome gives back, is not yet acknowledged.
     Settling,
 }
 
 impl State {
-    /// Whether the message is held for later.
-    pub(crate) const fn is_held(self) -> bool {
-        matches!(
-            self,
-            Self::InDoubt | Self::Behind(_) | Self::Retry(_) | Self::BehindKey
-        )
-    }
+    /// Every name.
+    pub(crate) const NAMES: [&'static str; 6] = [
+        "begun",
+        "in-doubt",
+        "behind-token",
+        "retry",
+        "behind-key",
+        "settling",
+    ];
 
     /// The name in `--json`.
     pub(crate) const fn name(self) -> &'static str {
@@ -87,11 +90,6 @@ impl Entry {
         format!("{}[{}]@{}", self.topic, self.id.partition, self.offset)
     }
 
-    /// The token's key under its first source.
-    pub(crate) fn token(&self) -> String {
-        self.keys.first().map_or_else(String::new, ToString::to_string)
-    }
-
     fn is_at(&self, topic: &str, partition: i32, offset: i64) -> bool {
         self.topic == topic && self.id.partition == partition && self.offset.0 == offset
     }
@@ -102,9 +100,21 @@ impl Entry {
 /// # Errors
 /// Those of the store.
 pub(crate) fn list(store: &dyn Store, names: &BTreeMap<TopicId, String>) -> Result<Vec<Entry>, store::Error> {
+    list_some(store, names, |_| true)
+}
+
+/// The same of some partitions.
+///
+/// # Errors
+/// Those of the store.
+pub(crate) fn list_some(
+    store: &dyn Store,
+    names: &BTreeMap<TopicId, String>,
+    is_asked: impl Fn(PartitionId) -> bool,
+) -> Result<Vec<Entry>, store::Error> {
     let mut entries = Vec::new();
     for id in store.partitions()? {
-        let Some(topic) = names.get(&id.topic) else {
+        let Some(topic) = names.get(&id.topic).filter(|_| is_asked(id)) else {
             continue;
         };
         let open = store.load(id)?.open;
@@ -187,7 +197,7 @@ pub(crate) enum Refusal {
         "{0} is begun and not held: the next start decides about it by its class, and holds it where nobody can know. Start the consumer once, then look again"
     )]
     Begun(String),
-    #[error("{0} is given up on already: the next start sends its dead letter")]
+    #[error("{0} is decided already: the next start sends its dead letter, or what its outcome gives back")]
     Settling(String),
 }
 
@@ -252,16 +262,7 @@ fn takes_verdict(entry: &Entry) -> Result<&Entry, Refusal> {
     }
 }
 
-/// What an operator says along with a verdict.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Said {
-    pub(crate) verdict: Verdict,
-    pub(crate) reason: String,
-    pub(crate) by: String,
-    pub(crate) at_ms: i64,
-}
-
-/// The changes that write the verdict into the open records, and the acts to be kept with them. A message that has
+/// The changes that write the verdict into the open records, with the acts to be kept with them. A message that has
 /// this verdict already is left alone: to say the same thing twice is not another act.
 ///
 /// # Errors
@@ -269,47 +270,34 @@ pub(crate) struct Said {
 pub(crate) fn decide(
     store: &dyn Store,
     chosen: &[&Entry],
+    verdict: Verdict,
     said: &Said,
-) -> Result<(Vec<Changes>, Vec<AuditEntry>), store::Error> {
+) -> Result<Vec<Changes>, store::Error> {
     let mut of_partition: BTreeMap<PartitionId, Vec<&Entry>> = BTreeMap::new();
-    for entry in chosen.iter().filter(|entry| entry.verdict != Some(said.verdict)) {
+    for entry in chosen.iter().filter(|entry| entry.verdict != Some(verdict)) {
         of_partition.entry(entry.id).or_default().push(entry);
     }
-    let (mut group, mut acts) = (Vec::new(), Vec::new());
+    let mut group = Vec::new();
     for (id, entries) in of_partition {
         let mut changes = Changes::new(id);
         for mut open in store.load(id)?.open {
             let meant = entries
                 .iter()
                 .find(|entry| entry.offset == open.offset && entry.keys == open.keys);
-            let (Some(entry), Stage::Held { verdict, .. }) = (meant, &mut open.stage) else {
+            let (Some(entry), Stage::Held { verdict: given, .. }) = (meant, &mut open.stage) else {
                 continue;
             };
-            *verdict = Some(said.verdict);
-            acts.push(AuditEntry {
-                at_ms: said.at_ms,
-                act: format!("resolve --{}", word(said.verdict)),
-                topic: entry.topic.clone(),
-                partition: id.partition,
-                offset: open.offset.0,
-                token: first_key(&open).to_string(),
-                reason: said.reason.clone(),
-                by: said.by.clone(),
-            });
+            *given = Some(verdict);
+            changes.acts.push(said.act(
+                &format!("resolve --{}", verdict.code()),
+                (&entry.topic, id.partition, open.offset),
+                first_key(&open),
+            ));
             changes.opened.push(open);
         }
         group.push(changes);
     }
-    Ok((group, acts))
-}
-
-/// The verdict as it is written on the command line.
-pub(crate) const fn word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Done => "done",
-        Verdict::Run => "run",
-        Verdict::DeadLetter => "dead-letter",
-    }
+    Ok(group)
 }
 
 #[cfg(test)]
@@ -389,9 +377,8 @@ mod tests {
         }
     }
 
-    fn said(verdict: Verdict) -> Said {
+    fn said() -> Said {
         Said {
-            verdict,
             reason: "asked the bank".into(),
             by: "anna".into(),
             at_ms: 7,
@@ -450,9 +437,10 @@ mod tests {
         ]);
         let names = BTreeMap::from([(entries[0].id.topic, "orders".to_owned())]);
         let chosen = choose(&entries, &Target::AllInDoubt).unwrap();
-        let (group, acts) = decide(&store, &chosen, &said(Verdict::Done)).unwrap();
+        let group = decide(&store, &chosen, Verdict::Done, &said()).unwrap();
+        let acts = group.iter().flat_map(|changes| &changes.acts);
         assert_eq!(
-            acts.iter().map(|act| act.offset).collect::<Vec<_>>(),
+            acts.map(|act| act.offset).collect::<Vec<_>>(),
             [5, 7],
             "not 9: it waits behind 5"
         );
@@ -465,9 +453,9 @@ mod tests {
         );
         assert_eq!(choose(&entries, &Target::AllInDoubt), Ok(vec![]));
         let one = choose(&entries, &at(0, 5)).unwrap();
-        let again = decide(&store, &one, &said(Verdict::Done)).unwrap();
-        assert_eq!(again, (vec![], vec![]));
-        let (_, acts) = decide(&store, &one, &said(Verdict::Run)).unwrap();
-        assert_eq!(acts[0].act, "resolve --run");
+        let again = decide(&store, &one, Verdict::Done, &said()).unwrap();
+        assert_eq!(again, []);
+        let group = decide(&store, &one, Verdict::Run, &said()).unwrap();
+        assert_eq!(group[0].acts[0].act, "resolve --run");
     }
 }

@@ -124,6 +124,12 @@ impl Ledger {
         self.point
     }
 
+    /// The last message that was delivered; before the first one, the last below the start.
+    #[must_use]
+    pub fn delivered(&self) -> Offset {
+        self.highest.unwrap_or(Offset(self.point.next.0 - 1))
+    }
+
     /// Messages taken and not yet complete, or complete behind one that is not: what memory holds.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -68,7 +68,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | words: pure, time is an argument | [`message`], [`token`], [`outcome`], [`record`], [`window`], [`ledger`], [`accounts`], [`fence`], [`backoff`], [`clock`], [`mod@error`] |
+//! | words: pure, time is an argument | [`message`], [`token`], [`outcome`], [`output`], [`record`], [`window`], [`ledger`], [`accounts`], [`fence`], [`backoff`], [`clock`], [`mod@error`] |
 //! | what one can be told | [`config`], and [`explain`], which says what a configuration means |
 //! | edges: a trait, then who may name the foreign crate | [`handler`], [`store`], [`broker`], [`journal`] |
 //! | around them | [`dead_letter`], [`metrics`] with every name, unit and label, [`crash`] points for tests |
@@ -90,6 +90,7 @@
 )]
 
 pub mod accounts;
+mod act;
 #[cfg(any(test, all(feature = "rocks", feature = "kafka")))]
 mod admin;
 mod arrivals;
@@ -112,11 +113,12 @@ mod consumer;
 mod copies;
 pub mod crash;
 pub mod dead_letter;
+mod desk;
 pub mod error;
 pub mod explain;
 pub mod fence;
 pub mod handler;
-#[cfg(any(test, feature = "cli", feature = "testing"))]
+#[cfg(any(test, feature = "testing", all(feature = "rocks", feature = "kafka")))]
 mod held;
 pub mod journal;
 pub mod ledger;
@@ -124,6 +126,7 @@ mod limits;
 pub mod message;
 pub mod metrics;
 pub mod outcome;
+pub mod output;
 mod partition;
 mod patience;
 mod pulse;
@@ -156,10 +159,11 @@ pub use class::Class::{Idempotent, NonIdempotent, PotentiallyIdempotent};
 pub use consumer::Consumer;
 pub use error::Error;
 pub use handler::{
-    Classify, Context, Decode, DecodeError, Handler, HandlerError, IntoReply, Json, Probe, Reply, Token,
-    Topic, Window,
+    Classify, Context, Decode, DecodeError, EmitError, Handler, HandlerError, IntoReply, Json, Probe, Reply,
+    Token, Topic, Window,
 };
 pub use message::{NextOffset, Offset, Raw};
+pub use output::Output;
 #[cfg(all(feature = "rocks", feature = "kafka"))]
 pub use runtime::Summary;
 

@@ -51,6 +51,8 @@ definitions! {
         "Messages whose token is new.";
     EXPIRATIONS = "hapax_window_expirations_total", Counter, Count, ["topic"],
         "Messages whose token has an outcome that is older than the window: they count as new.";
+    RENEWALS = "hapax_window_renewals_total", Counter, Count, ["topic"],
+        "Windows of tokens that a duplicate started anew, because the topic's `renewal` says so.";
     EVICTIONS = "hapax_window_evictions_total", Counter, Count, ["topic"],
         "Time buckets dropped before they had expired, because of `window_bytes`.";
     DUPLICATE_GAP = "hapax_duplicate_gap_seconds", Histogram, Seconds, ["topic"],
@@ -65,6 +67,8 @@ definitions! {
         "Messages with a token and a null key: a resend may land in another partition, where it is not known.";
     MISSING_TOKENS = "hapax_missing_tokens_total", Counter, Count, ["topic"],
         "Messages without a token, or with one that is too long.";
+    MALFORMED_MAX_AGES = "hapax_malformed_max_ages_total", Counter, Count, ["topic"],
+        "Messages whose own maximal age is no number: they go by that of the topic.";
     ATTEMPTS = "hapax_attempts_total", Counter, Count, ["topic"],
         "Calls of the handler.";
     RETRIES = "hapax_retries_total", Counter, Count, ["topic"],
@@ -77,6 +81,8 @@ definitions! {
         "The breaker of the topic's handler: 0 closed, 1 open, 2 half-open.";
     BREAKER_OPENED = "hapax_breaker_opened_total", Counter, Count, ["topic"],
         "How often the breaker opened, again after a trial that failed included.";
+    ACTS = "hapax_operator_acts_total", Counter, Count, ["topic", "act"],
+        "Acts of operators that changed something, by act.";
     OUTCOMES = "hapax_outcomes_total", Counter, Count, ["topic", "outcome"],
         "Outcomes recorded: done, or failed with its reason.";
     IN_DOUBT = "hapax_in_doubt_total", Counter, Count, ["topic", "cause"],
@@ -120,7 +126,11 @@ definitions! {
     WINDOW_BYTES = "hapax_window_bytes", Gauge, Bytes, ["topic"],
         "Bytes of the topic's window on disk.";
     LETTERS_FAILED = "hapax_dead_letter_failures_total", Counter, Count, ["topic"],
-        "Dead letters that were not acknowledged and are tried again; their partition takes nothing meanwhile.";
+        "Dead letters and outputs that were not acknowledged and are tried again; their partition takes nothing meanwhile.";
+    GIVEN = "hapax_given_back_total", Counter, Count, ["topic", "kind"],
+        "Messages that outcomes gave back, by kind: output, reply, replay, receipt.";
+    REPLIES_REFUSED = "hapax_replies_refused_total", Counter, Count, ["topic"],
+        "Messages that want their reply in a topic that none may go to, and got none.";
     JUMP = "hapax_clock_jump_pending", Gauge, Count, ["topic", "partition"],
         "1 while a timestamp far ahead waits for a second message to confirm it.";
     TAKEN = "hapax_account_taken", Gauge, Count, ["topic", "partition"],
@@ -193,6 +203,7 @@ pub(crate) struct TopicMeters {
     pub(crate) hits: Counter,
     pub(crate) misses: Counter,
     pub(crate) expirations: Counter,
+    pub(crate) renewals: Counter,
     pub(crate) evictions: Counter,
     pub(crate) duplicate_gap: Histogram,
     pub(crate) mismatches: Counter,
@@ -200,6 +211,7 @@ pub(crate) struct TopicMeters {
     pub(crate) observed: Counter,
     pub(crate) null_keys: Counter,
     pub(crate) missing_tokens: Counter,
+    pub(crate) malformed_max_ages: Counter,
     pub(crate) attempts: Counter,
     pub(crate) retries: Counter,
     pub(crate) retries_held: Counter,
@@ -210,6 +222,11 @@ pub(crate) struct TopicMeters {
     pub(crate) handler: Histogram,
     pub(crate) record: Histogram,
     pub(crate) letters_failed: Counter,
+    pub(crate) outputs: Counter,
+    pub(crate) replies: Counter,
+    pub(crate) replays: Counter,
+    pub(crate) receipts: Counter,
+    pub(crate) replies_refused: Counter,
     pub(crate) cold: Gauge,
     pub(crate) rebuilt: Counter,
     pub(crate) effective_window: Gauge,
@@ -222,10 +239,12 @@ impl TopicMeters {
         let counter = |name| metrics::counter!(name, "topic" => topic.clone());
         let gauge = |name| metrics::gauge!(name, "topic" => topic.clone());
         let histogram = |name| metrics::histogram!(name, "topic" => topic.clone());
+        let given = |kind| metrics::counter!(name::GIVEN, "topic" => topic.clone(), "kind" => kind);
         Self {
             hits: counter(name::HITS),
             misses: counter(name::MISSES),
             expirations: counter(name::EXPIRATIONS),
+            renewals: counter(name::RENEWALS),
             evictions: counter(name::EVICTIONS),
             duplicate_gap: histogram(name::DUPLICATE_GAP),
             mismatches: counter(name::MISMATCHES),
@@ -233,6 +252,7 @@ impl TopicMeters {
             observed: counter(name::OBSERVED),
             null_keys: counter(name::NULL_KEYS),
             missing_tokens: counter(name::MISSING_TOKENS),
+            malformed_max_ages: counter(name::MALFORMED_MAX_AGES),
             attempts: counter(name::ATTEMPTS),
             retries: counter(name::RETRIES),
             retries_held: counter(name::RETRIES_HELD),
@@ -243,6 +263,11 @@ impl TopicMeters {
             handler: histogram(name::HANDLER),
             record: histogram(name::RECORD),
             letters_failed: counter(name::LETTERS_FAILED),
+            outputs: given("output"),
+            replies: given("reply"),
+            replays: given("replay"),
+            receipts: given("receipt"),
+            replies_refused: counter(name::REPLIES_REFUSED),
             cold: gauge(name::COLD),
             rebuilt: counter(name::REBUILT),
             effective_window: gauge(name::EFFECTIVE_WINDOW),
@@ -259,6 +284,11 @@ impl TopicMeters {
 
     pub(crate) fn in_doubt(&self, cause: &'static str) {
         metrics::counter!(name::IN_DOUBT, "topic" => self.topic.clone(), "cause" => cause).increment(1);
+    }
+
+    /// Rare: an operator did something.
+    pub(crate) fn acted(&self, act: &'static str) {
+        metrics::counter!(name::ACTS, "topic" => self.topic.clone(), "act" => act).increment(1);
     }
 
     pub(crate) fn probed(&self, answer: &'static str) {

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::message::{Kept, Offset, Raw};
+use crate::output::Output;
 use crate::token::TokenKey;
 
 /// Why a message was given up on. Its code is in the `hapax-reason` header, in records and in metrics.
@@ -34,11 +35,13 @@ pub enum Reason {
     Invalidated = 11,
     /// An operator resolved the message to the dead-letter topic.
     Operator = 12,
+    /// Older than `max_age` when an attempt was about to start.
+    Useless = 13,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Rejected,
         Self::RetriesSpent,
         Self::Malformed,
@@ -51,6 +54,7 @@ impl Reason {
         Self::Moved,
         Self::Invalidated,
         Self::Operator,
+        Self::Useless,
     ];
 
     /// The name in headers, metrics and the CLI.
@@ -69,7 +73,17 @@ impl Reason {
             Self::Moved => "moved",
             Self::Invalidated => "invalidated",
             Self::Operator => "operator",
+            Self::Useless => "useless",
         }
+    }
+
+    /// Whether a message may have been applied that was given up on for that reason.
+    #[must_use]
+    pub(crate) const fn leaves_doubt(self) -> bool {
+        matches!(
+            self,
+            Self::Moved | Self::HeldTooLong | Self::Crashed | Self::Operator
+        )
     }
 
     /// The reason of that number, `None` for a number of a later version.
@@ -135,8 +149,8 @@ pub enum End {
     Done(Stored),
     /// Given up on.
     Failed(Reason),
-    /// Taken back by an operator: later messages are dead-lettered.
-    Invalidated,
+    /// Taken back by an operator, who said why: later messages are dead-lettered, and their letters say it.
+    Invalidated(String),
     /// Made new again by an operator: the next message runs.
     Forgotten,
 }
@@ -151,6 +165,9 @@ pub enum Stored {
     Reply(Bytes),
     /// The reply was longer than `outcome_bytes`: its blake3 and its length.
     Digest([u8; 32], u64),
+    /// Written by a later hapax, in an outcome version that this one does not read: its version byte, and what follows. It
+    /// suppresses like any other, and is never given back.
+    Later(Bytes),
 }
 
 /// A closed token: the end of its business, and what suppresses duplicates.
@@ -182,6 +199,16 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// The verdict as it is written on the command line.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Run => "run",
+            Self::DeadLetter => "dead-letter",
+        }
+    }
+
     /// The verdict of that number, `None` for a number of a later version.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
@@ -229,14 +256,16 @@ pub enum Stage {
         /// Given while the consumer was stopped, carried out when its partition is next assigned.
         verdict: Option<Verdict>,
     },
-    /// The outcome is decided; its dead letter is not yet acknowledged.
+    /// The outcome is decided; its dead letter, or what it gives back, is not yet acknowledged.
     Settling {
         /// The outcome.
         end: End,
-        /// The message to be dead-lettered.
+        /// The message to be dead-lettered; empty where it is not.
         message: Kept,
         /// What goes into the `hapax-error` header.
         error: String,
+        /// What is to be sent besides, its headers included.
+        outputs: Vec<Output>,
     },
 }
 

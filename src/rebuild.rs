@@ -2,8 +2,8 @@
 //!
 //! Below the commit point everything was recorded by whoever committed it (Inv 1); by what outcome is not known. So each
 //! message of one window before the commit point is recorded as done with 0 attempts, which says *outcome unknown*, and a
-//! duplicate of it is suppressed like any other. What is known already stays as it is: an outcome with its reply, a
-//! failure, what is held here.
+//! duplicate of it is suppressed like any other, and renews its window: whichever of the two ran, it is remembered for as long as
+//! the later one. What is known already stays as it is: an outcome with its reply, a failure, what is held here.
 //!
 //! A partition is cold until its position says otherwise, so the position is written last, by whoever serves it, and
 //! nothing of a rebuild carries one. A crash in the middle leaves records that are true, and the partition as cold as it
@@ -26,7 +26,7 @@ use crate::journal::{Acks, Failure, Submission};
 use crate::ledger::CommitPoint;
 use crate::message::{Batch, NextOffset, Offset, Raw};
 use crate::outcome::{Closed, End, Fingerprint, Stage, Stored};
-use crate::partition::Wiring;
+use crate::partition::{Wiring, is_renewed};
 use crate::store::{Changes, Hit, PartitionId, Store};
 use crate::token::{Found, TokenKey};
 use crate::window::{PartitionTime, Window};
@@ -133,6 +133,8 @@ pub(crate) struct Rebuild {
     acks: Arc<Acks>,
     submitted: u64,
     progress: Progress,
+    /// Tokens of `changes`, those that are written again not counted.
+    tokens: u64,
     // Scratch.
     keys: Vec<TokenKey>,
     hits: Vec<Hit>,
@@ -193,6 +195,7 @@ impl Rebuild {
             acks: Arc::default(),
             submitted: 0,
             progress: Progress::default(),
+            tokens: 0,
             keys: Vec::new(),
             hits: Vec::new(),
             store: Arc::clone(store),
@@ -305,7 +308,7 @@ impl Rebuild {
             .collect();
         let closed = match ruling(known.iter().flatten(), message, self.window) {
             Ruling::Known => return,
-            Ruling::Duplicate(first) => first,
+            Ruling::Duplicate(first) => self.renewed(first, message),
             Ruling::New { first_seen_ms } => Closed {
                 end: End::Done(Stored::Nothing),
                 offset: message.offset,
@@ -316,12 +319,29 @@ impl Rebuild {
         };
         let is_new = closed.offset == message.offset;
         for (key, known) in keys.iter().zip(&known) {
-            // Of a duplicate the aliases that have no record get the first one's.
-            if is_new || known.is_none() {
-                self.progress.tokens += 1;
+            // Of a duplicate the aliases that have no record get the first one's, and so does its own where it is renewed.
+            let is_stale =
+                |known: &Closed| known.offset == closed.offset && known.first_seen_ms < closed.first_seen_ms;
+            if is_new || known.as_ref().is_none_or(is_stale) {
+                let is_renewed = !is_new && known.is_some();
+                self.tokens += u64::from(!is_renewed);
                 self.changes.closed.push((*key, closed.clone()));
                 self.collected.insert(*key, closed.clone());
             }
+        }
+    }
+
+    /// The record that a duplicate met, with its window as that left it. Of two messages that were read here either may be the one
+    /// that ran, the first being past by then: the window of the second is the longer one (Inv 6).
+    fn renewed(&self, first: Closed, message: &Read) -> Closed {
+        let (seen_ms, renewal) = (message.first_seen_ms, self.plan.wiring.policy.renewal);
+        let is_unknown = first.attempts == 0 && seen_ms > first.first_seen_ms;
+        match is_unknown || is_renewed(renewal, self.window, first.first_seen_ms, seen_ms) {
+            true => Closed {
+                first_seen_ms: seen_ms,
+                ..first
+            },
+            false => first,
         }
     }
 
@@ -335,11 +355,9 @@ impl Rebuild {
         }
         let changes = std::mem::replace(&mut self.changes, Changes::new(self.plan.id));
         let has_records = !changes.closed.is_empty();
-        self.plan
-            .wiring
-            .meters
-            .rebuilt
-            .increment(changes.closed.len() as u64);
+        let tokens = std::mem::take(&mut self.tokens);
+        self.progress.tokens += tokens;
+        self.plan.wiring.meters.rebuilt.increment(tokens);
         self.collected.clear();
         let going = match self.plan.wiring.state_moves() {
             true => self.submit(changes, stop)?,
@@ -400,7 +418,7 @@ fn ruling<'a>(known: impl Iterator<Item = &'a Closed> + Clone, message: &Read, w
         return Ruling::Known;
     }
     let suppresses = |closed: &&Closed| {
-        matches!(closed.end, End::Done(_) | End::Invalidated)
+        matches!(closed.end, End::Done(_) | End::Invalidated(_))
             && message.first_seen_ms - closed.first_seen_ms < window.length_ms()
     };
     if let Some(first) = known
@@ -466,7 +484,7 @@ mod tests {
             assert_eq!(ruled(&[known], 5, 40), Ruling::New { first_seen_ms: 50 });
         }
         let known = Closed {
-            end: End::Invalidated,
+            end: End::Invalidated("recalled".into()),
             ..done(2, 50)
         };
         assert_eq!(

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use crate::message::{Kept, Offset};
 use crate::outcome::{Closed, End, Fingerprint, HeldFor, Open, Reason, Stage, Stored, Verdict};
+use crate::output::{self, OUTCOME_VERSION};
 use crate::token::TokenKey;
 
 use wire::{Reader, put_varint, unzigzag, zigzag};
@@ -24,6 +25,10 @@ pub enum Error {
     /// Written by a later hapax. hapax read nothing of it. Run the version that wrote it, or a later one.
     #[error("record format version {0} is newer than {VERSION}")]
     Newer(u8),
+    /// What is stored of an outcome that is still to be sent was written by a later hapax. hapax sent nothing of it. Run the
+    /// version that wrote it, or a later one.
+    #[error("outputs of outcome version {0} are newer than {OUTCOME_VERSION}")]
+    NewerOutcome(u8),
     /// The bytes end in the middle of a field. hapax refuses the record. Restore the store from its disk.
     #[error("record is cut short")]
     Short,
@@ -42,12 +47,16 @@ mod state {
     pub(super) const BEGUN: u8 = 8;
     pub(super) const HELD: u8 = 9;
     pub(super) const SETTLING: u8 = 10;
+    /// Settling, with outputs that are still to be sent. A state of its own: whoever does not know it must not read the record
+    /// without them.
+    pub(super) const SETTLING_OUTPUTS: u8 = 11;
 }
 
 /// Optional fields: a tag, a length, that many bytes.
 mod tag {
     pub(super) const WHOLE: u8 = 1;
     pub(super) const FIELDS: u8 = 2;
+    /// Retired: a reply without its version. Read, and written no more.
     pub(super) const REPLY: u8 = 3;
     pub(super) const DIGEST: u8 = 4;
     pub(super) const REASON: u8 = 5;
@@ -64,6 +73,10 @@ mod tag {
     pub(super) const ERROR: u8 = 16;
     pub(super) const DUE: u8 = 17;
     pub(super) const MAY_HAVE_APPLIED: u8 = 18;
+    pub(super) const WHY: u8 = 19;
+    /// A reply, behind its version.
+    pub(super) const OUTCOME: u8 = 20;
+    pub(super) const OUTPUTS: u8 = 21;
 }
 
 /// Why a message is held.
@@ -90,8 +103,11 @@ fn put_fingerprint(out: &mut Vec<u8>, fingerprint: Option<Fingerprint>) {
 
 fn put_end(out: &mut Vec<u8>, end: &End) {
     match end {
-        End::Done(Stored::Nothing) | End::Invalidated | End::Forgotten => {}
-        End::Done(Stored::Reply(bytes)) => put_field(out, tag::REPLY, bytes),
+        End::Done(Stored::Nothing) | End::Forgotten => {}
+        End::Done(Stored::Reply(bytes)) => {
+            put_field(out, tag::OUTCOME, &[&[OUTCOME_VERSION], bytes.as_ref()].concat());
+        }
+        End::Done(Stored::Later(field)) => put_field(out, tag::OUTCOME, field),
         End::Done(Stored::Digest(digest, len)) => {
             put_field(
                 out,
@@ -100,6 +116,8 @@ fn put_end(out: &mut Vec<u8>, end: &End) {
             );
         }
         End::Failed(reason) => put_field(out, tag::REASON, &[*reason as u8]),
+        End::Invalidated(why) if why.is_empty() => {}
+        End::Invalidated(why) => put_field(out, tag::WHY, why.as_bytes()),
     }
 }
 
@@ -107,7 +125,7 @@ const fn end_state(end: &End) -> u8 {
     match end {
         End::Done(_) => state::DONE,
         End::Failed(_) => state::FAILED,
-        End::Invalidated => state::INVALIDATED,
+        End::Invalidated(_) => state::INVALIDATED,
         End::Forgotten => state::FORGOTTEN,
     }
 }
@@ -179,7 +197,8 @@ pub fn encode_open(open: &Open, out: &mut Vec<u8>) {
             | match &open.stage {
                 Stage::Begun { .. } => state::BEGUN,
                 Stage::Held { .. } => state::HELD,
-                Stage::Settling { .. } => state::SETTLING,
+                Stage::Settling { outputs, .. } if outputs.is_empty() => state::SETTLING,
+                Stage::Settling { .. } => state::SETTLING_OUTPUTS,
             },
     );
     put_varint(out, zigzag(open.offset.0));
@@ -212,11 +231,21 @@ pub fn encode_open(open: &Open, out: &mut Vec<u8>) {
             }
             put_message(out, message);
         }
-        Stage::Settling { end, message, error } => {
+        Stage::Settling {
+            end,
+            message,
+            error,
+            outputs,
+        } => {
             put_field(out, tag::END, &[end_state(end)]);
             put_end(out, end);
             put_field(out, tag::ERROR, error.as_bytes());
             put_message(out, message);
+            if !outputs.is_empty() {
+                let mut field = Vec::new();
+                output::encode(outputs, &mut field);
+                put_field(out, tag::OUTPUTS, &field);
+            }
         }
     }
 }
@@ -253,10 +282,14 @@ pub fn decode_open(bytes: &[u8]) -> Result<Open, Error> {
                 ),
             },
         },
-        state::SETTLING => Stage::Settling {
+        state::SETTLING | state::SETTLING_OUTPUTS => Stage::Settling {
             end: fields.end(fields.byte(tag::END)?)?,
             message: fields.message()?,
             error: String::from_utf8_lossy(fields.get(tag::ERROR).unwrap_or_default()).into_owned(),
+            outputs: match (state, fields.get(tag::OUTPUTS)) {
+                (state::SETTLING, _) => Vec::new(),
+                (_, outputs) => output::decode(outputs.ok_or(Error::Malformed("no outputs"))?)?,
+            },
         },
         _ => return Err(Error::Malformed("not an open state")),
     };
@@ -305,14 +338,15 @@ fn put_message(out: &mut Vec<u8>, message: &Kept) {
     for (name, value) in &message.headers {
         put_varint(&mut headers, name.len() as u64);
         headers.extend_from_slice(name.as_bytes());
-        // 0 is null, so that the empty value stays apart from it.
-        put_varint(
-            &mut headers,
-            value.as_ref().map_or(0, |value| value.len() as u64 + 1),
-        );
-        headers.extend_from_slice(value.as_deref().unwrap_or_default());
+        put_nullable(&mut headers, value.as_deref());
     }
     put_field(out, tag::HEADERS, &headers);
+}
+
+/// 0 is null, so that the empty value stays apart from it.
+pub(crate) fn put_nullable(out: &mut Vec<u8>, value: Option<&[u8]>) {
+    put_varint(out, value.map_or(0, |value| value.len() as u64 + 1));
+    out.extend_from_slice(value.unwrap_or_default());
 }
 
 impl<'a> Reader<'a> {
@@ -378,7 +412,9 @@ impl<'a> Fields<'a> {
                 // A reason of a later minor version still failed: which one is only for people.
                 Ok(End::Failed(reason.unwrap_or(Reason::Rejected)))
             }
-            state::INVALIDATED => Ok(End::Invalidated),
+            state::INVALIDATED => Ok(End::Invalidated(
+                String::from_utf8_lossy(self.get(tag::WHY).unwrap_or_default()).into_owned(),
+            )),
             state::FORGOTTEN => Ok(End::Forgotten),
             _ => Err(Error::Malformed("not a closed state")),
         }
@@ -401,6 +437,18 @@ impl<'a> Fields<'a> {
     }
 
     fn stored(&self) -> Result<Stored, Error> {
+        match self.get(tag::OUTCOME).map(<[u8]>::split_first) {
+            Some(Some((&OUTCOME_VERSION, reply))) => {
+                return Ok(Stored::Reply(Bytes::copy_from_slice(reply)));
+            }
+            Some(None | Some((0, _))) => return Err(Error::Malformed("outcome version")),
+            // What it means only a later version knows: it is kept as it is.
+            Some(Some(_)) => {
+                let field = self.get(tag::OUTCOME).unwrap_or_default();
+                return Ok(Stored::Later(Bytes::copy_from_slice(field)));
+            }
+            None => {}
+        }
         if let Some(reply) = self.get(tag::REPLY) {
             return Ok(Stored::Reply(Bytes::copy_from_slice(reply)));
         }
@@ -448,151 +496,4 @@ impl<'a> Fields<'a> {
 mod golden;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn ends() -> impl Strategy<Value = End> {
-        prop_oneof![
-            Just(End::Done(Stored::Nothing)),
-            any::<Vec<u8>>().prop_map(|bytes| End::Done(Stored::Reply(bytes.into()))),
-            any::<([u8; 32], u64)>().prop_map(|(digest, len)| End::Done(Stored::Digest(digest, len))),
-            prop::sample::select(&Reason::ALL).prop_map(End::Failed),
-            Just(End::Invalidated),
-            Just(End::Forgotten),
-        ]
-    }
-
-    fn fingerprints() -> impl Strategy<Value = Option<Fingerprint>> {
-        prop_oneof![
-            Just(None),
-            any::<u16>().prop_map(|crc| Some(Fingerprint::Whole(crc))),
-            any::<u64>().prop_map(|hash| Some(Fingerprint::Fields(hash))),
-        ]
-    }
-
-    fn bytes() -> impl Strategy<Value = Option<Bytes>> {
-        prop::option::of(prop::collection::vec(any::<u8>(), 0..20).prop_map(Bytes::from))
-    }
-
-    fn messages() -> impl Strategy<Value = Kept> {
-        let headers = prop::collection::vec((".{0,8}", bytes()), 0..4);
-        (prop::option::of(any::<i64>()), bytes(), bytes(), headers).prop_map(
-            |(timestamp_ms, key, payload, headers)| Kept {
-                timestamp_ms,
-                key,
-                payload,
-                headers,
-            },
-        )
-    }
-
-    fn stages() -> impl Strategy<Value = Stage> {
-        let verdicts = prop::option::of(prop::sample::select(&[
-            Verdict::Done,
-            Verdict::Run,
-            Verdict::DeadLetter,
-        ]));
-        let retry = any::<(i64, bool)>().prop_map(|(due_ms, may_have_applied)| HeldFor::Retry {
-            due_ms,
-            may_have_applied,
-        });
-        let why = prop_oneof![
-            Just(HeldFor::InDoubt),
-            Just(HeldFor::Token),
-            retry,
-            Just(HeldFor::Key),
-        ];
-        prop_oneof![
-            (any::<bool>(), prop::option::of(messages()))
-                .prop_map(|(not_applied, message)| Stage::Begun { not_applied, message }),
-            (why, messages(), verdicts).prop_map(|(why, message, verdict)| Stage::Held {
-                why,
-                message,
-                verdict
-            }),
-            (ends(), messages(), ".{0,20}").prop_map(|(end, message, error)| Stage::Settling {
-                end,
-                message,
-                error
-            }),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn a_closed_record_reads_as_it_was_written(
-            end in ends(), offset: i64, first_seen_ms: i64, bucket_ms: i64, attempts: u32, fingerprint in fingerprints(),
-        ) {
-            let closed = Closed { end, offset: Offset(offset), first_seen_ms, attempts, fingerprint };
-            let mut out = Vec::new();
-            encode_closed(&closed, bucket_ms, &mut out);
-            prop_assert_eq!(decode_closed(&out, bucket_ms), Ok(closed));
-        }
-
-        #[test]
-        fn an_open_record_reads_as_it_was_written(
-            stage in stages(), keys in prop::collection::vec(any::<[u8; 16]>().prop_map(TokenKey), 1..4),
-            offset: i64, first_seen_ms: i64, since_ms: i64, attempts: u32, fingerprint in fingerprints(),
-        ) {
-            let open = Open { keys, offset: Offset(offset), stage, first_seen_ms, attempts, since_ms, fingerprint };
-            let mut out = Vec::new();
-            encode_open(&open, &mut out);
-            prop_assert_eq!(decode_open(&out), Ok(open));
-        }
-
-        #[test]
-        fn arbitrary_bytes_are_refused_or_read_but_never_panic(bytes: Vec<u8>, first in 0x10u8..0x1f) {
-            let _ = (decode_closed(&bytes, 0), decode_open(&bytes));
-            let versioned = [&[first][..], &bytes].concat();
-            let _ = (decode_closed(&versioned, 0), decode_open(&versioned));
-        }
-
-        #[test]
-        fn a_record_cut_anywhere_never_reads_as_another_end(end in ends(), cut: prop::sample::Index) {
-            let closed = Closed { end, offset: Offset(300), first_seen_ms: 7, attempts: 1, fingerprint: None };
-            let mut out = Vec::new();
-            encode_closed(&closed, 0, &mut out);
-            let cut = cut.index(out.len());
-            if let Ok(read) = decode_closed(&out[..cut], 0) {
-                // Only a cut between fields reads at all; then the state is the same and a field is missing.
-                prop_assert_eq!(end_state(&read.end), end_state(&closed.end));
-            }
-        }
-    }
-
-    #[test]
-    fn a_plain_done_is_small() {
-        let closed = Closed {
-            end: End::Done(Stored::Nothing),
-            offset: Offset(2_000_000),
-            first_seen_ms: 21_600_000,
-            attempts: 1,
-            fingerprint: Some(Fingerprint::Whole(7)),
-        };
-        let mut out = Vec::new();
-        encode_closed(&closed, 0, &mut out);
-        assert_eq!(
-            out.len(),
-            11,
-            "state, 4 bytes of offset, 4 of time, 2 of checksum"
-        );
-    }
-
-    #[test]
-    fn an_unknown_field_is_skipped_and_a_newer_version_refused() {
-        let closed = Closed {
-            end: End::Failed(Reason::Crashed),
-            offset: Offset(1),
-            first_seen_ms: 2,
-            attempts: 3,
-            fingerprint: Some(Fingerprint::Whole(4)),
-        };
-        let mut out = Vec::new();
-        encode_closed(&closed, 0, &mut out);
-        put_field(&mut out, 200, b"of a later version");
-        assert_eq!(decode_closed(&out, 0), Ok(closed));
-        out[0] = 2 << 4 | state::FAILED;
-        assert_eq!(decode_closed(&out, 0), Err(Error::Newer(2)));
-    }
-}
+mod tests;

@@ -10,11 +10,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::accounts::Balance;
-use crate::admin::{self, Readiness};
+use crate::admin::{self, Office, Readiness};
 use crate::assignments::{Assignments, Parts};
 use crate::bound::Handled;
 use crate::broker::Letters;
 use crate::broker::kafka::consumer::{self, PollThread};
+use crate::broker::kafka::owners;
 use crate::broker::kafka::producer::Producer;
 use crate::broker::kafka::properties::session_max;
 use crate::broker::kafka::signal::Signal;
@@ -22,6 +23,7 @@ use crate::clock::{self, Clock};
 use crate::commits::Commits;
 use crate::config::{Cold, Durability, Settings, Standby};
 use crate::copies::Copies;
+use crate::desk::Desk;
 use crate::error::Error;
 use crate::journal::Journal;
 use crate::journal::local::Local;
@@ -63,8 +65,20 @@ pub(crate) async fn run(
     let (reported, unserved) = watch::channel(Unserved::default());
     let readiness = Arc::new(Readiness::new(unserved));
     // Before the first metric is made: what was made under no recorder is nobody's.
+    let desk = Desk::default();
+    let owners: admin::Owners = {
+        let settings = Arc::clone(&settings);
+        Box::new(move |topic, partition| owners::owner(&settings, topic, partition))
+    };
+    let office = Office::new(
+        Arc::clone(&settings),
+        Arc::clone(&readiness),
+        desk.clone(),
+        owners,
+    )?;
+    let office = Arc::new(office);
     let admin = match settings.admin.listen {
-        Some(listen) => Some(admin::Server::start(listen, Arc::clone(&readiness)).await?),
+        Some(listen) => Some(admin::Server::start(listen, Arc::clone(&office)).await?),
         None => None,
     };
     if let Some(server) = &admin {
@@ -94,6 +108,7 @@ pub(crate) async fn run(
         progress: readiness.progress(),
         reported,
         failures,
+        office,
     };
     let (mut running, poll) = start(&settings, handled, store, poll)?;
     tokio::pin!(poll);
@@ -192,6 +207,7 @@ struct Poll {
     reported: watch::Sender<Unserved>,
     /// Why the consumer has to stop, from whichever thread met it first.
     failures: mpsc::UnboundedSender<Error>,
+    office: Arc<Office>,
 }
 
 /// Starts the threads.
@@ -211,6 +227,7 @@ fn start(
         progress,
         reported,
         failures,
+        office,
     } = poll;
     let partitions = counts
         .values()
@@ -246,6 +263,7 @@ fn start(
     let arriving = arrive(settings, &store, &signal, counts, growth)?;
     let (lookups, lookups_threads) = Lookups::start(&store).map_err(no_thread("look-ups"))?;
     let letters: Arc<dyn Letters> = Arc::new(Producer::new(settings)?);
+    office.open(&store, &letters)?;
     let wake = Arc::clone(&signal);
     let waker = Waker::new(move || wake.raise());
     let budget = Budget::new(&settings.limits, waker);
@@ -282,6 +300,7 @@ fn start(
         store,
         commits,
         budget,
+        desk: office.desk(),
         clock: Clock::system(),
         cold: settings.cold,
         start: settings.start,
@@ -353,6 +372,7 @@ impl Common {
             topic: name.into(),
             policy: policy.clone(),
             dead_letter_topic: settings.dead_letter.topic_of(name),
+            audit_topic: settings.admin.audit_topic.clone(),
             limits: settings.limits.clone(),
             max_clock_jump: settings.max_clock_jump,
             commit_every: settings.commit_every,

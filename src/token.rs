@@ -38,6 +38,18 @@ impl fmt::Display for TokenKey {
     }
 }
 
+impl std::str::FromStr for TokenKey {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let digits = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        match u128::from_str_radix(text, 16) {
+            Ok(number) if digits => Ok(Self(number.to_be_bytes())),
+            _ => Err(()),
+        }
+    }
+}
+
 /// Reads a token out of a message with the user's own code. `None` means that the message has none.
 pub type TokenFn = Arc<dyn Fn(&Raw<'_>) -> Option<Vec<u8>> + Send + Sync>;
 
@@ -60,13 +72,7 @@ impl Reader {
     /// The source's name, part of every token key: a token found in a header is not the same token found in a key.
     #[must_use]
     pub fn name(&self) -> String {
-        match self {
-            Self::Header(name) => format!("header:{name}"),
-            Self::Key => "key".to_owned(),
-            Self::Json(pointer) => format!("json:{pointer}"),
-            Self::Offset => "offset".to_owned(),
-            Self::Code(name, _) => format!("code:{name}"),
-        }
+        self.source().name()
     }
 
     /// The source as configuration names it.
@@ -269,6 +275,11 @@ impl Extractor {
                 .map(|token| String::from_utf8_lossy(&token).into_owned())
         })
     }
+}
+
+/// The key of a token's text, from the source of that [name](Reader::name).
+pub(crate) fn key_of(topic: &str, source: &str, token: &[u8]) -> TokenKey {
+    Keyed::new(topic, source).key(token)
 }
 
 /// A payload parsed at the first JSON pointer that asks, and at most once.

@@ -38,10 +38,28 @@ const SHOWN: &[&str] = &[
     "hapax_effective_window_seconds",
     "hapax_window_bytes",
     "hapax_null_key_tokens_total",
+    "hapax_held_messages",
+    "hapax_breaker_state",
+    "hapax_breaker_opened_total",
+    "hapax_retries_held_total",
+    "hapax_retries_postponed_total",
+    "hapax_window_renewals_total",
+    "hapax_malformed_max_ages_total",
     "hapax_account_messages",
     "hapax_account_taken",
     "hapax_account_restored",
     "hapax_account_remainder",
+];
+
+/// What a person has to be told of.
+const WATCHED: &[&str] = &[
+    "hapax_account_remainder",
+    "hapax_cold_partitions",
+    "hapax_oldest_open_token_seconds",
+    "hapax_breaker_state",
+    "hapax_retries_postponed_total",
+    "hapax_dead_letter_failures_total",
+    "hapax_window_evictions_total",
 ];
 
 /// What Prometheus makes of one histogram.
@@ -216,6 +234,19 @@ fn the_alarms_watch_metrics_that_exist() {
         "each alarm has one expression on its line"
     );
     assert_none(queries.iter().flat_map(|query| wrong(query, "")).collect());
+    assert_eq!(unwatched(&queries), [""; 0]);
+    assert_eq!(
+        unwatched(&queries[1..]),
+        ["hapax_account_remainder"],
+        "one alarm less"
+    );
+}
+
+/// What no alarm watches, and some should.
+fn unwatched(queries: &[&str]) -> Vec<&'static str> {
+    let watched: Vec<&str> = queries.iter().flat_map(|query| names(query)).collect();
+    let is_unwatched = |name: &&str| !watched.contains(name);
+    WATCHED.iter().copied().filter(is_unwatched).collect()
 }
 
 #[test]

@@ -29,6 +29,8 @@ const ONE_PLACE: &[(&str, &[&str])] = &[
     ("axum", &["src/admin/"]),
     ("metrics_exporter_prometheus", &["src/admin/"]),
     ("clap", &["src/cli/"]),
+    ("ureq", &["src/cli/port.rs"]),
+    ("base64", &["src/admin/shapes.rs"]),
     ("metrics", &["src/metrics.rs", "src/admin/"]),
 ];
 
@@ -52,6 +54,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "limits",
             "message",
             "outcome",
+            "output",
             "pulse",
             "record",
             "retry_budget",
@@ -68,10 +71,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "engine",
         &[
+            "act",
             "arrivals",
             "assignments",
             "attempt",
             "commits",
+            "desk",
             "copies",
             "dead_letter",
             "partition",

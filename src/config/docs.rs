@@ -11,10 +11,12 @@ use crate::class::Class;
 
 const PAGE: &str = include_str!("../../docs/configuration.md");
 const FILE: &str = include_str!("../../tests/fixtures/hapax.full.toml");
-const SOURCES: [&str; 3] = [
+const SOURCES: [&str; 5] = [
     include_str!("settings.rs"),
     include_str!("topic.rs"),
     include_str!("breaker.rs"),
+    include_str!("life.rs"),
+    include_str!("given.rs"),
 ];
 
 /// Every key that is read, with `NAME` for the topic.
@@ -58,7 +60,11 @@ fn comments() -> BTreeMap<String, String> {
             Some("DeadLetter") => prefix = "dead_letter.",
             Some("Admin") => prefix = "admin.",
             Some("TopicPolicy") => prefix = "topics.NAME.",
+            Some("MaxAge") => prefix = "topics.NAME.max_age.",
             Some("Mismatch") => prefix = "topics.NAME.mismatch.",
+            Some("Outputs") => prefix = "topics.NAME.outputs.",
+            Some("Replies") => prefix = "topics.NAME.reply.",
+            Some("Receipts") => prefix = "topics.NAME.receipts.",
             Some("Retry") => prefix = "retry.",
             Some("InPlace") => prefix = "retry.in_place.",
             Some("Overall") => prefix = "retry.overall.",
@@ -155,14 +161,14 @@ fn every_metric_that_the_docs_name_exists() {
 #[test]
 fn the_page_states_the_defaults_of_the_code() {
     let stated = assert_stated(page());
-    assert_eq!(stated, 47, "of the keys of the page");
+    assert_eq!(stated, 53, "of the keys of the page");
 }
 
 #[test]
 fn the_doc_comments_state_the_defaults_of_the_code() {
     let comments = comments();
     let stated = assert_stated(comments.iter().map(|(key, said)| (key.as_str(), said.as_str())));
-    assert_eq!(stated, 47, "of the commented fields");
+    assert_eq!(stated, 53, "of the commented fields");
     // Those of a topic's own retry and breaker are the fields of the common ones.
     let fields = known()
         .into_iter()
@@ -188,7 +194,18 @@ fn the_file_of_all_keys_states_each_one_at_its_default() {
     layer(FILE).places.keys().for_each(|key| {
         absent.remove(&key.replace("orders", "NAME"));
     });
-    let without_default = ["kafka", "topics.NAME.window_bytes"].map(str::to_owned);
+    let without_default = [
+        "admin.audit_topic",
+        "admin.token_file",
+        "kafka",
+        "topics.NAME.window_bytes",
+        "topics.NAME.max_age.after",
+        "topics.NAME.max_age.header",
+        "topics.NAME.reply.header",
+        "topics.NAME.reply.topic",
+        "topics.NAME.receipts.topic",
+    ]
+    .map(str::to_owned);
     assert_eq!(absent, BTreeSet::from(without_default));
 }
 
@@ -229,9 +246,12 @@ fn every_key_reaches_its_setting() {
         ("dead_letter.topic", "\"other\""),
         ("dead_letter.create", "true"),
         ("admin.listen", "\"off\""),
+        ("admin.token_file", "\"other\""),
+        ("admin.audit_topic", "\"other\""),
         ("kafka", "{ \"client.id\" = \"7\" }"),
         ("topics.NAME.window", "\"7d\""),
         ("topics.NAME.window_bytes", "\"7GiB\""),
+        ("topics.NAME.renewal", "\"on-duplicate\""),
         ("topics.NAME.token", "[\"key\"]"),
         ("topics.NAME.concurrency", "\"ordered\""),
         ("topics.NAME.begun_ahead", "7"),
@@ -242,6 +262,9 @@ fn every_key_reaches_its_setting() {
         ("topics.NAME.mismatch.fields", "[\"/a\"]"),
         ("topics.NAME.after_failure", "\"run\""),
         ("topics.NAME.expired", "\"run\""),
+        ("topics.NAME.max_age.after", "\"7m\""),
+        ("topics.NAME.max_age.header", "\"useless-after\""),
+        ("topics.NAME.max_age.then", "\"skip\""),
         ("topics.NAME.mode", "\"observe\""),
         ("topics.NAME.store_outcome", "false"),
         ("topics.NAME.offload", "true"),
@@ -255,6 +278,12 @@ fn every_key_reaches_its_setting() {
         ("topics.NAME.retry.overall.max", "\"7h\""),
         ("topics.NAME.after_hold", "\"release\""),
         ("topics.NAME.after_doubt", "\"block-key\""),
+        ("topics.NAME.outputs.topics", "[\"other\"]"),
+        ("topics.NAME.outputs.max", "7"),
+        ("topics.NAME.outputs.bytes", "\"7KiB\""),
+        ("topics.NAME.reply.topic", "\"other\""),
+        ("topics.NAME.reply.allowed", "[\"other\"]"),
+        ("topics.NAME.receipts.topic", "\"other\""),
         ("topics.NAME.retry.budget.share", "0.7"),
         ("topics.NAME.retry.budget.per_second", "7"),
         ("topics.NAME.breaker.failure_share", "0.7"),
@@ -273,6 +302,7 @@ fn every_key_reaches_its_setting() {
         "topics.NAME.class",
         "topics.NAME.rerun_within",
         "topics.NAME.mismatch.then",
+        "topics.NAME.reply.header",
         "standby",
     ];
     assert_eq!(untried, BTreeSet::from(elsewhere.map(str::to_owned)));

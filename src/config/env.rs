@@ -32,7 +32,7 @@ const OTHERS: [&str; 8] = [
 /// What the environment says; variables without the prefix `HAPAX_` are none of ours.
 ///
 /// # Errors
-/// [`Error::Refused`] for unknown keys, keys of a later version and values that cannot be read, all together.
+/// [`Error::Refused`] for unknown keys and values that cannot be read, all together.
 pub fn env(variables: impl IntoIterator<Item = (String, String)>) -> Result<Layer, Error> {
     let mut tree = Table::new();
     let mut problems = Vec::new();

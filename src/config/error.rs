@@ -35,7 +35,7 @@ pub enum Error {
     },
     /// One or more keys are refused.
     ///
-    /// - what happened: a key is unknown, of a later version, missing, or its value cannot work
+    /// - what happened: a key is unknown, missing, or its value cannot work
     /// - what hapax did: it looked at every key and started nothing
     /// - what you do: what each problem says; they are listed together so that one round mends them
     #[error("{}", Listed(.problems))]

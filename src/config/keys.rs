@@ -9,7 +9,7 @@ use toml::de::DeTable;
 use super::error::{Error, Place, Problem};
 use super::layer::{
     AdminLayer, BoundsLayer, BreakerLayer, BudgetLayer, DeadLetterLayer, Layer, LimitsLayer, Listen,
-    MismatchLayer, RetryLayer, TopicLayer,
+    MaxAgeLayer, MismatchLayer, OutputsLayer, ReceiptsLayer, RepliesLayer, RetryLayer, TopicLayer,
 };
 use super::read::{Findings, Section};
 use super::settings::Properties;
@@ -34,8 +34,8 @@ pub fn file(path: &Path) -> Result<Layer, Error> {
 /// What a file with that text says; `path` is only named in problems.
 ///
 /// # Errors
-/// [`Error::Syntax`] where it is not TOML, [`Error::Refused`] for unknown keys, keys of a later version, and values
-/// that cannot be read, all of them together.
+/// [`Error::Syntax`] where it is not TOML, [`Error::Refused`] for unknown keys and values that cannot be
+/// read, all of them together.
 pub fn parse(text: &str, path: &Path) -> Result<Layer, Error> {
     let place_of = lines(text, &path.to_string_lossy());
     match DeTable::parse(text) {
@@ -94,6 +94,8 @@ pub(super) fn top(keys: &mut Section<'_>) -> Layer {
         }),
         admin: keys.section("admin", |keys| AdminLayer {
             listen: keys.take("listen", listen),
+            token_file: keys.take("token_file", path),
+            audit_topic: keys.take("audit_topic", text),
         }),
         kafka: Properties(keys.properties("kafka")),
         topics: keys.each("topics", topic),
@@ -103,10 +105,11 @@ pub(super) fn top(keys: &mut Section<'_>) -> Layer {
 
 /// The keys of one topic.
 pub(super) fn topic(keys: &mut Section<'_>) -> TopicLayer {
-    let layer = TopicLayer {
+    TopicLayer {
         class: keys.take("class", word),
         window: keys.take("window", duration),
         window_bytes: keys.take("window_bytes", bytes),
+        renewal: keys.take("renewal", word),
         token: keys.take("token", |value, place| list(value, place, token)),
         concurrency: keys.take("concurrency", concurrency),
         begun_ahead: keys.take("begun_ahead", number),
@@ -121,16 +124,32 @@ pub(super) fn topic(keys: &mut Section<'_>) -> TopicLayer {
         }),
         after_failure: keys.take("after_failure", word),
         expired: keys.take("expired", word),
+        max_age: keys.section("max_age", |keys| MaxAgeLayer {
+            after: keys.take("after", duration),
+            header: keys.take("header", text),
+            then: keys.take("then", word),
+        }),
         mode: keys.take("mode", word),
         store_outcome: keys.take("store_outcome", boolean),
         offload: keys.take("offload", boolean),
         retry: keys.section("retry", retry),
         after_hold: keys.take("after_hold", word),
         after_doubt: keys.take("after_doubt", word),
+        outputs: keys.section("outputs", |keys| OutputsLayer {
+            topics: keys.take("topics", |value, place| list(value, place, text)),
+            max: keys.take("max", number),
+            bytes: keys.take("bytes", bytes),
+        }),
+        reply: keys.section("reply", |keys| RepliesLayer {
+            header: keys.take("header", text),
+            topic: keys.take("topic", text),
+            allowed: keys.take("allowed", |value, place| list(value, place, text)),
+        }),
+        receipts: keys.section("receipts", |keys| ReceiptsLayer {
+            topic: keys.take("topic", text),
+        }),
         breaker: keys.section("breaker", breaker),
-    };
-    keys.later("renewal", "windows that no duplicate renews");
-    layer
+    }
 }
 
 fn retry(keys: &mut Section<'_>) -> RetryLayer {
@@ -321,22 +340,6 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_values_of_a_later_version_are_refused_with_those_words() {
-        let keys = [("topics.t.renewal = \"never\"", "topics.t.renewal")];
-        for (text, key) in keys {
-            let error = parse(text, Path::new("f")).unwrap_err();
-            let [problem] = error.problems() else {
-                panic!("{text}: {error}")
-            };
-            assert_eq!(problem.key, key);
-            assert!(
-                problem.why.contains("of a later version of hapax"),
-                "{text}: {problem}"
-            );
-        }
-    }
-
-    #[test]
     fn each_value_of_a_wrong_kind_says_what_to_write() {
         let values = [
             ("group = 1", "write it in quotes"),
@@ -359,6 +362,15 @@ mod tests {
             ("topics = 5", "write [topics]"),
             ("topics.t = 5", "write { key = value }"),
             ("topics.t.offload = \"yes\"", "write true or false"),
+            (
+                "topics.t.renewal = \"always\"",
+                "write \"never\" or \"on-duplicate\"",
+            ),
+            ("topics.t.max_age = \"5m\"", "write [topics.t.max_age]"),
+            (
+                "topics.t.max_age.then = \"drop\"",
+                "write \"dead-letter\" or \"skip\"",
+            ),
             ("topics.t.token = \"key\"", "write [ .. ]"),
             (
                 "topics.t.token = [{ header = \"a\", json = \"/b\" }]",

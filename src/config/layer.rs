@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::breaker::Share;
 use super::error::Place;
+use super::life::{OnUseless, Renewal};
 use super::settings::{Cold, Deleted, Durability, Properties, Standby, Start};
 use super::topic::{
     AfterFailure, AfterHold, Concurrency, Expired, MissingToken, Mode, OnMismatch, TokenSource,
@@ -160,12 +161,15 @@ layers! {
     /// What one layer says of the admin port.
     AdminLayer of "Admin" {
         listen: Option<Listen>,
+        token_file: Option<PathBuf>,
+        audit_topic: Option<String>,
     }
     /// What one layer says of one topic.
     TopicLayer of "TopicPolicy" {
         class: Option<Class>,
         window: Option<Duration>,
         window_bytes: Option<ByteCount>,
+        renewal: Option<Renewal>,
         token: Option<Vec<TokenSource>>,
         concurrency: Option<Concurrency>,
         begun_ahead: Option<usize>,
@@ -177,13 +181,39 @@ layers! {
         mismatch: MismatchLayer,
         after_failure: Option<AfterFailure>,
         expired: Option<Expired>,
+        max_age: MaxAgeLayer,
         mode: Option<Mode>,
         store_outcome: Option<bool>,
         offload: Option<bool>,
         retry: RetryLayer,
         after_hold: Option<AfterHold>,
         after_doubt: Option<AfterHold>,
+        outputs: OutputsLayer,
+        reply: RepliesLayer,
+        receipts: ReceiptsLayer,
         breaker: BreakerLayer,
+    }
+    /// What one layer says of messages that are too old.
+    MaxAgeLayer of "MaxAge" {
+        after: Option<Duration>,
+        header: Option<String>,
+        then: Option<OnUseless>,
+    }
+    /// What one layer says of what a handler emits.
+    OutputsLayer of "Outputs" {
+        topics: Option<Vec<String>>,
+        max: Option<usize>,
+        bytes: Option<ByteCount>,
+    }
+    /// What one layer says of replies.
+    RepliesLayer of "Replies" {
+        header: Option<String>,
+        topic: Option<String>,
+        allowed: Option<Vec<String>>,
+    }
+    /// What one layer says of receipts.
+    ReceiptsLayer of "Receipts" {
+        topic: Option<String>,
     }
     /// What one layer says of payload mismatches.
     MismatchLayer of "Mismatch" {

@@ -2,8 +2,8 @@
 //!
 //! - a [`Layer`] is what one of the three says; [`file()`] and [`env()`] read theirs, code writes its own
 //! - [`resolve`] lays them over one another, fills in the defaults, and refuses what cannot work
-//! - nothing is ignored: an unknown key, one of a later version, and one that contradicts another are refused, all
-//!   of them together, each with what to write instead
+//! - nothing is ignored: an unknown key, and one that contradicts another are refused, all of them together, each with
+//!   what to write instead
 //!
 //! Reading the file is the only I/O. Whether a broker, a topic or a directory exists is for the runtime to find out,
 //! and so is a topic that the file names and no handler serves.
@@ -12,9 +12,11 @@ mod breaker;
 mod check;
 mod env;
 mod error;
+mod given;
 mod kafka;
 mod keys;
 mod layer;
+mod life;
 mod read;
 mod resolve;
 mod settings;
@@ -24,16 +26,19 @@ mod units;
 mod values;
 
 pub use breaker::{Breaker, RetryBudget, Share};
+pub(crate) use check::legal;
 pub use check::{check, warnings};
 pub use env::env;
 pub use error::{Error, Place, Problem};
+pub use given::{Outputs, Receipts, Replies};
 #[cfg(feature = "kafka")]
 pub(crate) use kafka::is_by_broker;
 pub use keys::{file, parse};
 pub use layer::{
     AdminLayer, BoundsLayer, BreakerLayer, BudgetLayer, DeadLetterLayer, Layer, LimitsLayer, Listen,
-    MismatchLayer, RetryLayer, TopicLayer,
+    MaxAgeLayer, MismatchLayer, OutputsLayer, ReceiptsLayer, RepliesLayer, RetryLayer, TopicLayer,
 };
+pub use life::{MaxAge, OnUseless, Renewal};
 pub use resolve::resolve;
 pub use settings::{
     Admin, Cold, DeadLetter, Deleted, Durability, Limits, Properties, Settings, Standby, Start,

@@ -133,15 +133,6 @@ impl<'a> Section<'a> {
         properties
     }
 
-    /// Refuses a key that a later version of hapax will know: ignoring it would promise what this one does not do.
-    pub(super) fn later(&mut self, key: &'static str, what: &str) {
-        if let Some(Node { place, value }) = self.table.remove(key) {
-            let why = format!("this is a key of a later version of hapax; this one has {what}");
-            self.findings
-                .refuse(self.path_of(key), &place, Refusal::new(&value, why, "remove it"));
-        }
-    }
-
     /// Refuses what nobody asked for. Its value stays out of the message: it may be a password under a wrong name.
     pub(super) fn finish(self) {
         for (key, Node { place, value }) in &self.table {

@@ -137,6 +137,8 @@ fn fill_in(layer: &Layer, problems: &mut Vec<Problem>) -> Settings {
         Some(Listen::Off) => settings.admin.listen = None,
         None => {}
     }
+    settings.admin.token_file.clone_from(&layer.admin.token_file);
+    settings.admin.audit_topic.clone_from(&layer.admin.audit_topic);
 
     for (name, topic) in &layer.topics {
         settings
@@ -180,6 +182,7 @@ fn fill_in_topic(name: &str, layer: &TopicLayer, common: &Layer, problems: &mut 
 
     let mut policy = TopicPolicy::new(class, window);
     policy.window_bytes = layer.window_bytes.or(policy.window_bytes);
+    put(&mut policy.renewal, &layer.renewal);
     put(&mut policy.token, &layer.token);
     put(&mut policy.concurrency, &layer.concurrency);
     put(&mut policy.begun_ahead, &layer.begun_ahead);
@@ -198,6 +201,9 @@ fn fill_in_topic(name: &str, layer: &TopicLayer, common: &Layer, problems: &mut 
     put(&mut policy.mismatch.then, &layer.mismatch.then);
     put(&mut policy.after_failure, &layer.after_failure);
     put(&mut policy.expired, &layer.expired);
+    policy.max_age.after = layer.max_age.after.or(policy.max_age.after);
+    policy.max_age.header = layer.max_age.header.clone().or(policy.max_age.header);
+    put(&mut policy.max_age.then, &layer.max_age.then);
     put(&mut policy.mode, &layer.mode);
     put(&mut policy.store_outcome, &layer.store_outcome);
     put(&mut policy.offload, &layer.offload);
@@ -213,6 +219,14 @@ fn fill_in_topic(name: &str, layer: &TopicLayer, common: &Layer, problems: &mut 
     }
     put(&mut policy.after_hold, &layer.after_hold);
     put(&mut policy.after_doubt, &layer.after_doubt);
+    put(&mut policy.outputs.topics, &layer.outputs.topics);
+    put(&mut policy.outputs.max, &layer.outputs.max);
+    put(&mut policy.outputs.bytes, &layer.outputs.bytes);
+    policy.reply.header.clone_from(&layer.reply.header);
+    policy.reply.topic.clone_from(&layer.reply.topic);
+    put(&mut policy.reply.allowed, &layer.reply.allowed);
+    let receipts = layer.receipts.topic.as_ref();
+    policy.receipts.topic = receipts.map(|topic| topic.replace("{topic}", name));
     policy
 }
 

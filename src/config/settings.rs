@@ -325,12 +325,24 @@ pub struct Admin {
     /// Default: `127.0.0.1:9464`. Beyond loopback anybody who reaches it reads topics, groups and counts. Port 0 lets
     /// the system choose. A port that is taken is refused at start.
     pub listen: Option<SocketAddr>,
+    /// The file with the token that whoever changes something has to show, as `authorization: bearer TOKEN`.
+    ///
+    /// Default: none; then nothing can be changed by the port, only read. The file holds one line of 16 characters at least,
+    /// is read once at start, and should be readable by its owner alone.
+    pub token_file: Option<PathBuf>,
+    /// A topic to which acts of operators are written besides the store.
+    ///
+    /// Default: none. It has to exist. With `durability = "replicated"` an act is there if it happened, and only then; with
+    /// `"local"` it is sent once it is durable in the store, and whoever acts is told where that failed.
+    pub audit_topic: Option<String>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
         Self {
             listen: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))),
+            token_file: None,
+            audit_topic: None,
         }
     }
 }

@@ -5,6 +5,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::breaker::{Breaker, RetryBudget};
+use super::given::{Outputs, Receipts, Replies};
+use super::life::{MaxAge, Renewal};
 use super::units::{ByteCount, words};
 use crate::class::Class;
 
@@ -29,6 +31,12 @@ pub struct TopicPolicy {
     /// is counted and alarmed; where nothing may be shed the topic stops taking.
     /// Metrics: `hapax_window_bytes`, `hapax_effective_window_seconds`.
     pub window_bytes: Option<ByteCount>,
+    /// Whether a suppressed duplicate starts the window of its token anew.
+    ///
+    /// Default: `never`. With `on-duplicate` a token that is resent again and again stays known, to within a quarter of the
+    /// window after the last time, and its record is written again for it, at most four times a window.
+    /// Metric: `hapax_window_renewals_total`.
+    pub renewal: Renewal,
     /// Where a message's token is read; every source that is present counts.
     ///
     /// Default: `[{ header = "idempotency-key" }]`. Several sources are for a change of producers: name the new one
@@ -83,6 +91,8 @@ pub struct TopicPolicy {
     /// Default: `dead-letter` with reason `expired`. With `run` a duplicate that late runs again.
     /// Metric: `hapax_outcomes_total`.
     pub expired: Expired,
+    /// When a message is too old to be of use.
+    pub max_age: MaxAge,
     /// Whether verdicts are enforced.
     ///
     /// Default: `enforce`. With `observe` messages are judged, recorded and counted, and nothing is suppressed: for
@@ -110,6 +120,12 @@ pub struct TopicPolicy {
     /// Default: `release`: it waits for a person, and they run before it. With `block-key` they are held behind it.
     /// Metric: `hapax_held_messages`.
     pub after_doubt: AfterHold,
+    /// What the handler may emit.
+    pub outputs: Outputs,
+    /// Where its replies go.
+    pub reply: Replies,
+    /// Where whoever sent a message is told that it was suppressed or refused.
+    pub receipts: Receipts,
     /// How many retries in place there may be.
     pub budget: RetryBudget,
     /// When attempts stop, because too many fail.
@@ -125,6 +141,7 @@ impl TopicPolicy {
             class,
             window,
             window_bytes: None,
+            renewal: Renewal::Never,
             token: vec![TokenSource::Header("idempotency-key".to_owned())],
             concurrency: Concurrency::by_key(16),
             begun_ahead: 0,
@@ -144,12 +161,16 @@ impl TopicPolicy {
                 AfterFailure::Suppress
             },
             expired: Expired::DeadLetter,
+            max_age: MaxAge::default(),
             mode: Mode::Enforce,
             store_outcome: true,
             offload: false,
             retry: Retry::default(),
             after_hold: AfterHold::BlockKey,
             after_doubt: AfterHold::Release,
+            outputs: Outputs::default(),
+            reply: Replies::default(),
+            receipts: Receipts::default(),
             budget: RetryBudget::default(),
             breaker: Breaker::default(),
         }
@@ -170,6 +191,20 @@ pub enum TokenSource {
     Offset,
     /// A closure in code, under a name that stays the same across releases. No file can name one.
     Code(String),
+}
+
+impl TokenSource {
+    /// Part of every token key.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Header(name) => format!("header:{name}"),
+            Self::Key => "key".to_owned(),
+            Self::Json(pointer) => format!("json:{pointer}"),
+            Self::Offset => "offset".to_owned(),
+            Self::Code(name) => format!("code:{name}"),
+        }
+    }
 }
 
 impl fmt::Display for TokenSource {

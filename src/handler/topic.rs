@@ -18,8 +18,8 @@ use super::reply::Probe;
 use super::token::{Readers, Token};
 use crate::class::Class;
 use crate::config::{
-    AfterFailure, AfterHold, ByteCount, Concurrency, Expired, MissingToken, Mode, OnMismatch, Share,
-    TopicLayer,
+    AfterFailure, AfterHold, ByteCount, Concurrency, Expired, MissingToken, Mode, OnMismatch, OnUseless,
+    Renewal, Share, TopicLayer,
 };
 
 /// How long, in log time, the outcome of a token is remembered.
@@ -297,6 +297,31 @@ impl<D: Decode, S> Topic<D, S> {
         self
     }
 
+    /// The topics that the handler [emits](crate::Context::emit) to, and no other: a start looks whether they are there, and take
+    /// the largest output. Default: any, and none is looked for.
+    pub fn outputs<N: Into<String>>(mut self, topics: impl IntoIterator<Item = N>) -> Self {
+        self.layer.outputs.topics = Some(topics.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Where a message's reply goes: to the topic that its header of that name names, where it is one of `allowed`. A duplicate is
+    /// given the outcome again. Default: nowhere.
+    pub fn reply_to<N: Into<String>>(
+        mut self,
+        header: impl Into<String>,
+        allowed: impl IntoIterator<Item = N>,
+    ) -> Self {
+        self.layer.reply.header = Some(header.into());
+        self.layer.reply.allowed = Some(allowed.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// The topic in which whoever sent a message is told that it was suppressed or refused, and why. Default: nobody is told.
+    pub fn receipts(mut self, topic: impl Into<String>) -> Self {
+        self.layer.receipts.topic = Some(topic.into());
+        self
+    }
+
     /// The longest wait before the second attempt, and between any two in place. In between it doubles; each wait is drawn from
     /// zero to that. Default: 100 ms and 10 s, for all topics.
     pub fn backoff(mut self, first: Duration, max: Duration) -> Self {
@@ -345,6 +370,26 @@ impl<D: Decode, S> Topic<D, S> {
     /// What becomes of a message whose token was born before the window. Default: `DeadLetter`.
     pub fn expired(mut self, then: Expired) -> Self {
         self.layer.expired = Some(then);
+        self
+    }
+
+    /// Whether a suppressed duplicate starts the window of its token anew. Default: `Never`.
+    pub fn renewal(mut self, renewal: Renewal) -> Self {
+        self.layer.renewal = Some(renewal);
+        self
+    }
+
+    /// How old a message may be, by its timestamp, when an attempt at it starts, and what becomes of it then. Default: no message
+    /// is too old.
+    pub fn max_age(mut self, after: Duration, then: OnUseless) -> Self {
+        self.layer.max_age.after = Some(after);
+        self.layer.max_age.then = Some(then);
+        self
+    }
+
+    /// The header by which a message states its own maximal age, in decimal milliseconds. Default: none is read.
+    pub fn max_age_header(mut self, name: impl Into<String>) -> Self {
+        self.layer.max_age.header = Some(name.into());
         self
     }
 
@@ -444,10 +489,20 @@ mod tests {
             .mismatch(["/cents"], OnMismatch::Suppress)
             .after_failure(AfterFailure::Run)
             .expired(Expired::Run)
+            .renewal(Renewal::OnDuplicate)
+            .max_age(seconds(18), OnUseless::Skip)
+            .max_age_header("useless-after")
             .observe()
             .offload(true)
             .store_outcome(false)
+            .outputs(["shipments"])
+            .reply_to("reply-to", ["replies"])
+            .receipts("receipts")
             .layer;
+        assert_eq!(layer.reply.header.as_deref(), Some("reply-to"));
+        assert_eq!(layer.reply.allowed, Some(vec!["replies".to_owned()]));
+        assert_eq!(layer.receipts.topic.as_deref(), Some("receipts"));
+        assert_eq!(layer.outputs.topics, Some(vec!["shipments".to_owned()]));
         assert_eq!(
             (layer.window, layer.window_bytes),
             (Some(seconds(86_400)), Some(ByteCount::gib(1)))
@@ -490,6 +545,15 @@ mod tests {
         assert_eq!(
             (layer.after_failure, layer.expired),
             (Some(AfterFailure::Run), Some(Expired::Run))
+        );
+        assert_eq!(layer.renewal, Some(Renewal::OnDuplicate));
+        assert_eq!(
+            (layer.max_age.after, layer.max_age.header, layer.max_age.then),
+            (
+                Some(seconds(18)),
+                Some("useless-after".to_owned()),
+                Some(OnUseless::Skip)
+            )
         );
         assert_eq!((layer.mode, layer.offload), (Some(Mode::Observe), Some(true)));
         assert_eq!(layer.store_outcome, Some(false));

@@ -94,6 +94,11 @@ pub(crate) fn encode(head: &Head, changes: &Changes, bytes_max: usize) -> Vec<Ve
         record::encode_open(open, &mut record);
         frames.push(entry::OPENED, None, &record);
     }
+    for act in &changes.acts {
+        // Text and numbers: that has a JSON form.
+        let json = serde_json::to_vec(act).unwrap_or_default();
+        frames.push(entry::ACT, None, &json);
+    }
     frames.finish()
 }
 
@@ -102,6 +107,7 @@ mod entry {
     pub(super) const CLOSED: u8 = 1;
     pub(super) const REMOVED: u8 = 2;
     pub(super) const OPENED: u8 = 3;
+    pub(super) const ACT: u8 = 4;
 }
 
 struct Frames<'a> {
@@ -208,6 +214,12 @@ pub(crate) fn decode(bytes: &[u8], partition: PartitionId) -> Result<(Head, Chan
                 changes.removed.push((key, offset));
             }
             entry::OPENED => changes.opened.push(record::decode_open(reader.sized()?)?),
+            entry::ACT => {
+                let act = serde_json::from_slice(reader.sized()?);
+                changes
+                    .acts
+                    .push(act.map_err(|_| Error::Malformed("an act of an operator"))?);
+            }
             _ => return Err(Error::Malformed("an entry of a frame")),
         }
     }
@@ -226,7 +238,7 @@ mod tests {
     use super::*;
     use crate::message::Kept;
     use crate::outcome::{Closed, End, Fingerprint, HeldFor, Open, Reason, Stage, Stored};
-    use crate::store::TopicId;
+    use crate::store::{AuditEntry, TopicId};
     use bytes::Bytes;
     use proptest::prelude::*;
 
@@ -292,6 +304,7 @@ mod tests {
             all.closed.extend(changes.closed);
             all.removed.extend(changes.removed);
             all.opened.extend(changes.opened);
+            all.acts.extend(changes.acts);
             assert_eq!(changes.fence, Some(head.fence));
             assert_eq!(changes.position.unwrap().commit_point, head.point.next);
         }
@@ -304,6 +317,7 @@ mod tests {
             closes in proptest::collection::vec((any::<[u8; 16]>(), 0i64..1 << 40, any::<i32>()), 0..40),
             removals in proptest::collection::vec((any::<[u8; 16]>(), any::<i64>()), 0..10),
             opens in proptest::collection::vec(0i64..200, 0..6),
+            acts in proptest::collection::vec(any::<String>(), 0..3),
             time_ms: Option<i32>,
             bytes_max in 0usize..2_000,
         ) {
@@ -314,13 +328,23 @@ mod tests {
             }).collect();
             changes.removed = removals.iter().map(|(key, offset)| (TokenKey(*key), Offset(*offset))).collect();
             changes.opened = opens.iter().map(|offset| open(*offset)).collect();
+            changes.acts = acts.iter().map(|reason| AuditEntry {
+                at_ms: 1,
+                act: "forget".into(),
+                topic: "orders".into(),
+                partition: 3,
+                offset: -1,
+                token: String::new(),
+                reason: reason.clone(),
+                by: "anna".into(),
+            }).collect();
             let frames = encode(&head(time_ms), &changes, bytes_max);
             prop_assert_eq!(merged(&frames, &head(time_ms)), changes.clone());
-            let entries = changes.closed.len() + changes.removed.len() + changes.opened.len();
+            let entries = changes.closed.len() + changes.removed.len() + changes.opened.len() + acts.len();
             prop_assert!(frames.len() <= entries.max(1));
             for frame in &frames {
                 // One record alone may be longer.
-                prop_assert!(frame.len() <= bytes_max.max(400));
+                prop_assert!(frame.len() <= bytes_max.max(1_000));
             }
         }
 

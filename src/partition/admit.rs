@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::work::{Holder, Keys, Origin, Phase, Work, WorkId};
-use super::{Asked, Partition};
+use super::{Asked, Partition, Who};
 use crate::accounts::Account;
 use crate::config::{Concurrency, MissingToken, Mode};
 use crate::ledger::{Admitted, Slot};
@@ -229,15 +229,22 @@ impl Partition {
         if self.ask_ids.is_empty() || (!self.asked.is_empty() && self.ask_ids.len() < ASK_LEAST) {
             return;
         }
-        let since_ms = self
-            .ledger
-            .commit_point()
-            .time_ms
-            .map_or(i64::MIN, |time| self.window.reach_ms(time));
+        let since_ms = self.remembered_since();
         let keys = std::mem::replace(&mut self.ask_keys, std::mem::take(&mut self.spare_keys));
         let ids = std::mem::take(&mut self.ask_ids);
         let answer = self.wiring.lookups.ask(self.id, since_ms, keys);
-        self.asked.push_back(Asked { answer, ids });
+        self.asked.push_back(Asked {
+            answer,
+            who: Who::Works(ids),
+        });
+    }
+
+    /// What was first seen before is past, whoever asks.
+    pub(super) fn remembered_since(&self) -> i64 {
+        self.ledger
+            .commit_point()
+            .time_ms
+            .map_or(i64::MIN, |time| self.window.reach_ms(time))
     }
 
     pub(super) fn set_phase(&mut self, id: WorkId, phase: Phase) {
@@ -288,10 +295,13 @@ fn taken(
         may_have_applied: false,
         in_doubt: false,
         suspect: false,
+        is_ordered: false,
         fingerprint: None,
         policy,
         refused: None,
         behind: Vec::new(),
+        original: None,
+        answer: None,
         ending: None,
         closing: None,
         held_for: None,

@@ -48,6 +48,9 @@ impl Partition {
             // However many fresh ones are ready: what was held has waited longer.
             let next = self.returned.pop_front().or_else(|| self.ready.pop_front());
             let Some(id) = next else { break };
+            if self.end_useless(id) {
+                continue;
+            }
             let Some(work) = self.works.get_mut(id) else {
                 continue;
             };
@@ -278,6 +281,8 @@ impl Partition {
             if self.is_forgotten(id) {
                 self.attempts.discard(id);
                 self.hold(id, HeldFor::InDoubt, None);
+            } else if self.end_useless(id) {
+                self.attempts.discard(id);
             } else {
                 self.start(id)?;
             }
@@ -302,6 +307,7 @@ impl Partition {
             fence: self.gate.fence(),
             class: self.wiring.policy.class,
             may_have_applied: work.may_have_applied,
+            outbox: None,
         })
     }
 
@@ -314,7 +320,7 @@ impl Partition {
                 self.wiring.meters.handler.record(took.as_secs_f64());
                 self.attempt_ended(id, ended)
             }
-            Event::Probed(probe) => self.probed(id, probe),
+            Event::Probed(probe, emitted) => self.probed(id, probe, emitted),
         }
     }
 

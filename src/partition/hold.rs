@@ -79,7 +79,7 @@ impl Partition {
             self.wiring.policy.retry.in_place,
             self.wiring.policy.retry.overall,
         );
-        if overall.attempts < in_place.attempts || work.attempts >= overall.attempts {
+        if overall.attempts <= in_place.attempts || work.attempts >= overall.attempts {
             return None;
         }
         let bounds = Bounds {

@@ -4,12 +4,12 @@
 //! A redelivery completes silently *before* any policy is asked: the same offset was decided once, whatever the
 //! decision was. Only an outcome suppresses (Inv 2).
 
-use super::work::{Holder, Keys, OpenId, Origin, Phase, RestingState, WorkId};
-use super::{Partition, Stop};
+use super::work::{Holder, Keys, OpenId, Origin, Phase, RestingState, Work, WorkId};
+use super::{Partition, Stop, Who};
 use crate::accounts::Account;
 use crate::config::{AfterFailure, Expired, Mode, OnMismatch};
 use crate::error::Error;
-use crate::message::Raw;
+use crate::message::{Offset, Raw};
 use crate::outcome::{Closed, End, Fingerprint, HeldFor, Reason};
 use crate::store::Hit;
 use crate::store::lookups::Found;
@@ -29,14 +29,22 @@ impl Partition {
             Ok(Err(error)) => return Err(Stop::Error(Error::Store(error))),
             Err(_) => return Err(super::gone()),
         };
+        let ids = match asked.who {
+            Who::Works(ids) => ids,
+            Who::Order(acts) => {
+                self.acts_judged(&acts, &keys, &hits);
+                return Ok(());
+            }
+        };
         let mut hits = hits.into_iter().peekable();
         let mut first_key = 0;
         let mut own: Vec<Hit> = Vec::new();
-        for (id, count) in asked.ids {
+        for (id, count) in ids {
             first_key += count;
             own.clear();
             while let Some(hit) = hits.next_if(|hit| hit.key < first_key) {
-                own.push(hit);
+                let key = hit.key + count - first_key;
+                own.push(Hit { key, ..hit });
             }
             self.meets(id, &own, count);
         }
@@ -58,7 +66,7 @@ impl Partition {
             }
             // `enter` gave it all of its keys where it met no record, and only its own end takes them away.
             if !met_a_record || self.claim(id, &keys).is_none() {
-                self.meets_closed(id, &closed, hits.len());
+                self.meets_closed(id, &closed, Some(hits));
                 return;
             }
         } else if !met_a_record {
@@ -81,12 +89,10 @@ impl Partition {
         let work = self.works.get(id)?;
         let commit_point = self.ledger.commit_point().next;
         let rank = |closed: &Closed| {
-            let is_inside =
-                self.window
-                    .holds(work.judged_ms, closed.first_seen_ms, closed.offset, commit_point);
-            let suppresses = match closed.end {
-                End::Done(_) | End::Invalidated => true,
-                End::Failed(reason) => !self.runs_after(reason),
+            let is_inside = self.counts(work.judged_ms, closed, commit_point);
+            let suppresses = match &closed.end {
+                End::Done(_) | End::Invalidated(_) => true,
+                End::Failed(reason) => !self.runs_after(*reason),
                 End::Forgotten => false,
             };
             (
@@ -114,8 +120,8 @@ impl Partition {
         self.finish(id, Account::Redelivery, Some(closed));
     }
 
-    /// Its token is closed.
-    pub(super) fn meets_closed(&mut self, id: WorkId, closed: &Closed, keys_found: usize) {
+    /// Its token is closed. `hits` are the records of its keys, `None` where it shares an outcome of its one key.
+    pub(super) fn meets_closed(&mut self, id: WorkId, closed: &Closed, hits: Option<&[Hit]>) {
         if self.is_redelivery_of(id, closed) {
             self.redelivered(id, closed);
             return;
@@ -125,43 +131,42 @@ impl Partition {
         };
         // A later record must not lie in an older bucket than this one, where the look-up would not see it first.
         work.seen_floor_ms = work.seen_floor_ms.max(closed.first_seen_ms);
-        let commit_point = self.ledger.commit_point().next;
-        if !self
-            .window
-            .holds(work.judged_ms, closed.first_seen_ms, closed.offset, commit_point)
-        {
+        let judged_ms = work.judged_ms;
+        if !self.counts(judged_ms, closed, self.ledger.commit_point().next) {
             self.wiring.meters.expirations.increment(1);
             self.meets_nothing(id);
             return;
         }
         self.wiring.meters.hits.increment(1);
-        match closed.end {
-            End::Done(_) => self.duplicate(id, closed, keys_found),
-            End::Failed(reason) if self.runs_after(reason) => self.run_anew(id),
-            End::Failed(_) => self.duplicate(id, closed, keys_found),
-            End::Invalidated if self.wiring.policy.mode == Mode::Observe => self.run_observed(id),
-            End::Invalidated => self.refuse(
-                id,
-                Reason::Invalidated,
-                "an operator invalidated its token".into(),
-            ),
+        match &closed.end {
+            End::Done(_) => self.duplicate(id, closed, hits),
+            End::Failed(reason) if self.runs_after(*reason) => self.run_anew(id),
+            End::Failed(_) => self.duplicate(id, closed, hits),
+            End::Invalidated(_) if self.wiring.policy.mode == Mode::Observe => self.run_observed(id),
+            End::Invalidated(why) => {
+                let error = format!("an operator invalidated its token: {why}");
+                self.refuse_for(id, Some(closed.offset), Reason::Invalidated, error);
+            }
             End::Forgotten => self.run_anew(id),
         }
     }
 
     /// Whether a message runs whose token failed for that reason. What was given up *in doubt* may have been applied:
-    /// no policy runs that again for a guarded class.
+    /// no policy runs that again for a guarded class. What was useless has applied nothing, and says nothing of a later message.
     fn runs_after(&self, reason: Reason) -> bool {
+        if reason == Reason::Useless {
+            return true;
+        }
         let policy = &self.wiring.policy;
-        let was_in_doubt = matches!(
-            reason,
-            Reason::Moved | Reason::HeldTooLong | Reason::Crashed | Reason::Operator
-        );
-        policy.after_failure == AfterFailure::Run && !(policy.class.is_guarded() && was_in_doubt)
+        let is_open_to_doubt = policy.class.is_guarded() && reason.leaves_doubt();
+        policy.after_failure == AfterFailure::Run && !is_open_to_doubt
     }
 
     /// Its token is new, or as good as new.
     fn meets_nothing(&mut self, id: WorkId) {
+        if self.works.get(id).is_some_and(|work| work.answer.is_some()) {
+            return self.answered(id);
+        }
         self.wiring.meters.misses.increment(1);
         let Some(work) = self.works.get(id) else { return };
         if let Some((reason, error)) = work.policy.clone() {
@@ -179,7 +184,7 @@ impl Partition {
             {
                 let age_ms = work.judged_ms - birth;
                 let error = format!("its token was made {age_ms} ms before, the window is {window_ms} ms");
-                self.refuse(id, Reason::Expired, error);
+                self.refuse_for(id, None, Reason::Expired, error);
                 return;
             }
         }
@@ -192,7 +197,7 @@ impl Partition {
     }
 
     /// The same token at another offset, inside the window.
-    fn duplicate(&mut self, id: WorkId, closed: &Closed, keys_found: usize) {
+    fn duplicate(&mut self, id: WorkId, closed: &Closed, hits: Option<&[Hit]>) {
         let Some(work) = self.works.get(id) else { return };
         #[expect(clippy::cast_precision_loss, reason = "a histogram takes floats")]
         self.wiring
@@ -215,7 +220,7 @@ impl Partition {
                     fields.join(", "),
                     closed.offset
                 );
-                self.refuse(id, Reason::Mismatch, error);
+                self.refuse_for(id, Some(closed.offset), Reason::Mismatch, error);
                 return;
             }
         }
@@ -223,23 +228,27 @@ impl Partition {
             self.run_observed(id);
             return;
         }
-        let keys = work.keys.clone();
-        let lacks_alias = keys_found < keys.as_slice().len();
-        if !lacks_alias && work.open_at.is_none() {
+        let is_held = work.open_at.is_some();
+        let written = self.written_by(id, closed, hits);
+        if let Some(answer) = self.answer_to(id, closed) {
+            if let Some(written) = written {
+                self.write_for_duplicate(written);
+            }
+            return self.by_position(id, |work| work.answer = Some(answer));
+        }
+        if written.is_none() && !is_held {
             self.finish(id, Account::Duplicate, Some(closed));
             return;
         }
-        if lacks_alias {
-            // Rotation: the aliases that have no record get this one, so that a third message with only the other
-            // source finds it. Recorded before this message completes.
-            let aliases = keys.as_slice().iter().map(|key| (*key, closed.clone()));
-            self.changes.closed.extend(aliases);
-        }
-        // Held until now: its open record goes, or every start would judge it again.
+        // Recorded before this message completes. Held until now: its open record goes, or every start would judge it again.
         self.record(id, Account::Duplicate, closed.end.clone());
+        let mut shared = closed.clone();
+        if let Some(written) = written {
+            shared = self.write_for_duplicate(written);
+        }
         if let Some(work) = self.works.get_mut(id) {
             // Whoever waits behind it shares the first outcome, not the moment of this duplicate.
-            work.closing = Some((Account::Duplicate, closed.clone()));
+            work.closing = Some((Account::Duplicate, shared));
         }
     }
 
@@ -255,13 +264,21 @@ impl Partition {
     /// Its token stays in the index until that is durable. Otherwise: 10 is refused, 12 of the same token runs and is
     /// recorded, the process dies, 10 comes again and finds its token closed at 12, which reads as a redelivery, and
     /// nobody ever dead-letters 10.
-    fn refuse(&mut self, id: WorkId, reason: Reason, error: String) {
+    fn refuse_for(&mut self, id: WorkId, original: Option<Offset>, reason: Reason, error: String) {
+        self.by_position(id, |work| {
+            work.original = original;
+            work.policy = Some((reason, error));
+        });
+    }
+
+    /// From here on the message goes by its position. Its token stays its own until it is complete.
+    fn by_position(&mut self, id: WorkId, note: impl FnOnce(&mut Work)) {
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
         let position = self.wiring.extractor.position(&work.raw());
         work.refused = Some(Box::new(std::mem::replace(&mut work.keys, Keys::One(position))));
-        work.policy = Some((reason, error));
+        note(work);
         self.enter(id);
     }
 
@@ -288,6 +305,7 @@ impl Partition {
         };
         match resting.state {
             RestingState::Begun { .. } => self.take_over(id, open),
+            RestingState::Decided => self.wait_for_act(id),
             RestingState::Held(_) => {
                 let own = self.works.get(id).map(super::work::Work::offset);
                 let behind = resting.behind.iter().filter_map(|open| self.resting.get(*open));

@@ -11,25 +11,34 @@
 //! | (starts) | `starts.rs` | whether an attempt may start: the breaker, the budget of retries |
 //! | attempt | `crate::attempt` | the handler |
 //! | (ended) | `ended.rs` | what an attempt's end means for its class: done, again, in doubt, given up |
+//! | (life) | `life.rs` | a duplicate that starts a window anew, a message that is too old to be of use |
+//! | (given) | `given.rs` | what an outcome gives back: outputs, as messages that become visible with it |
+//! | (replies) | `replies.rs` | replies, replays and receipts: what whoever sent a message is told |
+//! | (acts) | `acts.rs` | what an operator decides about what is held, or about a token |
 //! | (held) | `hold.rs` | what is kept on disk for an attempt later, and what of its key is kept behind it |
 //! | record | `record.rs` | groups to the journal, and what their acknowledgement completes |
 //! | complete | `record.rs` | ledger, accounts, whoever waited behind it, the commit point |
 //!
 //! What comes back is only durable acknowledgements, back-pressure and the commit point.
 
+mod acts;
 mod admit;
 mod begin;
 mod counts;
 mod ended;
+mod given;
 mod hold;
 mod judge;
 mod leave;
+mod life;
 mod record;
+mod replies;
 mod resting;
 mod restore;
 mod starts;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
+mod wake;
 mod wiring;
 mod work;
 
@@ -39,15 +48,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::FutureExt as _;
 use hashbrown::{HashMap, HashSet};
 use slab::Slab;
 use tokio::sync::{mpsc, watch};
 
 use crate::accounts::Accounts;
+use crate::act::Order;
 use crate::attempt::Attempts;
 use crate::backoff::{Bounds, Waits};
-use crate::broker::{self, Letter};
+use crate::broker::Letter;
 use crate::clock::{self, Instant};
 use crate::error::Error;
 use crate::fence::Gate;
@@ -55,23 +65,32 @@ use crate::journal::{Acks, Failure};
 use crate::ledger::{CommitPoint, Ledger};
 use crate::message::Batch;
 use crate::metrics::PartitionMeters;
-use crate::outcome::Open;
+use crate::patience::Said;
 use crate::store::lookups::Answer;
 use crate::store::{Changes, PartitionId};
 use crate::token::TokenKey;
 use crate::window::{PartitionTime, Window};
 use hold::{Blocked, Loads, Name};
+pub(crate) use life::is_renewed;
+use record::Unsent;
 use resting::Rests;
 pub(crate) use resting::{Found, find};
 pub(crate) use starts::Starts;
+use wake::Wake;
 pub(crate) use wiring::{Assignment, Control, Wiring};
 use work::{Index, OpenId, Work, WorkId};
 
 /// Waiting for one batch of look-ups.
 struct Asked {
     answer: Answer,
-    /// Who asked, and for how many keys.
-    ids: Vec<(WorkId, usize)>,
+    who: Who,
+}
+
+/// Who asked, and for how many keys.
+enum Who {
+    Works(Vec<(WorkId, usize)>),
+    /// Acts of the order under way, by their place in it.
+    Order(Vec<(usize, usize)>),
 }
 
 /// One group handed to the journal.
@@ -154,6 +173,10 @@ pub(crate) struct Partition {
     /// Held messages that are given up without another attempt, and have not ended yet.
     leaving_works: HashSet<WorkId>,
 
+    // Acts.
+    acting: Option<acts::Acting>,
+    orders: mpsc::Receiver<Order>,
+
     // Record and complete.
     changes: Changes,
     /// Dead letters that are written with the group.
@@ -162,8 +185,10 @@ pub(crate) struct Partition {
     submitted: VecDeque<Submitted>,
     next_number: u64,
     acks: Arc<Acks>,
-    sending: FuturesUnordered<futures_util::future::BoxFuture<'static, (WorkId, Result<(), broker::Error>)>>,
+    sending: FuturesUnordered<futures_util::future::BoxFuture<'static, (WorkId, Result<(), Unsent>)>>,
     letters_failing: usize,
+    /// That a message names a topic that no reply may go to was said.
+    said: Said,
     published: CommitPoint,
     publish_due: Instant,
     publish_now: bool,
@@ -196,25 +221,6 @@ enum Leaving {
     TooOld,
 }
 
-/// What wakes a partition task.
-enum Wake {
-    /// Something was ordered, or (`false`) whoever orders is gone.
-    Control(bool),
-    Durable,
-    Judged(
-        Result<
-            Result<crate::store::lookups::Found, crate::store::Error>,
-            tokio::sync::oneshot::error::RecvError,
-        >,
-    ),
-    Attempt(WorkId, crate::attempt::Event),
-    Sent(WorkId, Result<(), broker::Error>),
-    Leaving(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
-    Held(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
-    Timer,
-    Batch(Option<Batch>),
-}
-
 impl Partition {
     pub(crate) fn new(wiring: Arc<Wiring>, assignment: Assignment) -> Self {
         let Assignment {
@@ -224,6 +230,7 @@ impl Partition {
             found,
             accounts,
             batches,
+            orders,
             control,
         } = assignment;
         let now = clock::now();
@@ -278,6 +285,8 @@ impl Partition {
             blocks: 0,
             freed: VecDeque::new(),
             loads: None,
+            acting: None,
+            orders,
             returned: VecDeque::new(),
             leaving_works: HashSet::new(),
             own: starts::Own::new(&wiring.starts),
@@ -289,6 +298,7 @@ impl Partition {
             acks: Arc::new(Acks::default()),
             sending: FuturesUnordered::new(),
             letters_failing: 0,
+            said: Said::default(),
             published: start,
             publish_due: now + wiring.commit_every,
             publish_now: false,
@@ -346,6 +356,11 @@ impl Partition {
                     let held = held.map_err(|_| gone())?;
                     self.loaded(&held.map_err(|error| Stop::Error(Error::Store(error)))?);
                 }
+                Wake::Decided(held) => {
+                    let held = held.map_err(|_| gone())?;
+                    self.resolve_loaded(&held.map_err(|error| Stop::Error(Error::Store(error)))?);
+                }
+                Wake::Order(order) => self.order(order),
                 Wake::Timer => {}
                 Wake::Batch(Some(batch)) => {
                     // There is room for another now, and whoever fetches may be waiting for it.
@@ -391,30 +406,6 @@ impl Partition {
         self.submit();
         self.give_back_budget();
         Ok(())
-    }
-
-    async fn next_wake(&mut self) -> Wake {
-        let takes = self.takes();
-        let due = self.next_due();
-        let waits = self.waits_for_breaker();
-        let attempts = &mut self.attempts;
-        let asked = &mut self.asked;
-        let leaving = &mut self.leaving;
-        let loads = &mut self.loads;
-        let breaker = &mut self.own.changes;
-        tokio::select! {
-            biased;
-            changed = self.control.changed() => Wake::Control(changed.is_ok()),
-            () = self.acks.changed(), if !self.submitted.is_empty() => Wake::Durable,
-            answer = async { match asked.front_mut() { Some(asked) => (&mut asked.answer).await, None => std::future::pending().await } } => Wake::Judged(answer),
-            held = async { match leaving { Some((_, loads)) => (&mut loads.answer).await, None => std::future::pending().await } } => Wake::Leaving(held),
-            held = async { match loads { Some(loads) => (&mut loads.answer).await, None => std::future::pending().await } } => Wake::Held(held),
-            (id, event) = std::future::poll_fn(|cx| attempts.poll_event(cx)) => Wake::Attempt(id, event),
-            Some((id, result)) = self.sending.next(), if !self.sending.is_empty() => Wake::Sent(id, result),
-            _ = breaker.changed(), if waits => Wake::Timer,
-            batch = self.batches.recv(), if takes => Wake::Batch(batch),
-            () = clock::sleep_until(due) => Wake::Timer,
-        }
     }
 
     /// Attempts that ended meanwhile, without a wake for each.

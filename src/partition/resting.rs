@@ -53,6 +53,10 @@ impl Rests {
         self.records.get_mut(id)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (OpenId, &Resting)> {
+        self.records.iter()
+    }
+
     /// The wall clock since when the oldest of all is open.
     pub(super) fn oldest_ms(&self) -> Option<i64> {
         let oldest = self.held.first().into_iter().chain(self.begun.first());

@@ -69,35 +69,49 @@ impl Partition {
                     // Begun again in every class, so that one that keeps killing the process is counted.
                     work.suspect = true;
                 }
+                // Whoever waited behind it waits on: it ran for its retry, and its turn is not over.
+                let why = HeldFor::Retry {
+                    due_ms: 0,
+                    may_have_applied: !not_applied,
+                };
+                self.hold_up(Some(id), why, open);
                 self.ready.push_back(id);
             }
             Stage::Held { why, verdict, .. } => {
                 self.count_restored(open);
                 let why = *why;
                 if let Some(verdict) = verdict {
-                    let work = self.carry_out(open, *verdict);
+                    let work = self.carry_out_found(open, *verdict);
                     self.hold_up(work, why, open);
                 }
             }
-            Stage::Settling { end, error, .. } => {
+            Stage::Settling {
+                end, error, outputs, ..
+            } => {
                 self.count_restored(open);
-                let (end, error) = (end.clone(), error.clone());
+                let ending = Ending {
+                    account: match end {
+                        End::Done(_) => Account::Done,
+                        _ => Account::Failed,
+                    },
+                    end: end.clone(),
+                    error: error.clone(),
+                    outputs: outputs.clone(),
+                    unsent: None,
+                    failed_sends: 0,
+                };
                 let Some(id) = self.revive(open, Phase::Settling) else {
                     return;
                 };
                 if let Some(work) = self.works.get_mut(id) {
-                    work.ending = Some(Box::new(Ending {
-                        end,
-                        error,
-                        failed_sends: 0,
-                    }));
+                    work.ending = Some(Box::new(ending));
                 }
-                self.send_letter(id);
+                self.send(id);
             }
         }
     }
 
-    fn count_restored(&mut self, open: &Open) {
+    pub(super) fn count_restored(&mut self, open: &Open) {
         self.accounts.restore(1);
         self.count_held(open.bytes());
     }
@@ -128,30 +142,34 @@ impl Partition {
         keys.iter().find_map(|key| self.index.get(key))
     }
 
-    /// What an operator decided while the consumer was stopped.
-    fn carry_out(&mut self, open: &Open, verdict: Verdict) -> Option<WorkId> {
+    /// What an operator decided while the consumer was stopped, or before it ended.
+    fn carry_out_found(&mut self, open: &Open, verdict: Verdict) -> Option<WorkId> {
+        if verdict == Verdict::DeadLetter {
+            return self.give_up_restored(open, Reason::Operator, BY_OPERATOR.into());
+        }
+        let id = self.revive(open, Phase::Judging)?;
+        self.carry_out(id, verdict);
+        Some(id)
+    }
+
+    /// What an operator decided about work that was held. It is durable.
+    pub(super) fn carry_out(&mut self, id: WorkId, verdict: Verdict) {
         match verdict {
             Verdict::Done => {
-                let id = self.revive(open, Phase::Judging)?;
                 self.wiring.meters.done.increment(1);
                 self.record(id, Account::Done, End::Done(Stored::Nothing));
-                Some(id)
             }
             Verdict::Run => {
-                let id = self.revive(open, Phase::Ready)?;
                 if let Some(work) = self.works.get_mut(id) {
                     // The operator says that it was not applied; the attempts of before are not counted against it.
                     work.may_have_applied = false;
+                    work.is_ordered = true;
                     work.attempts = work.attempts.min(self.bounds.attempts_max.saturating_sub(1));
+                    work.phase = Phase::Ready;
                 }
                 self.ready.push_back(id);
-                Some(id)
             }
-            Verdict::DeadLetter => self.give_up_restored(
-                open,
-                Reason::Operator,
-                "an operator resolved it to the dead-letter topic".into(),
-            ),
+            Verdict::DeadLetter => self.give_up(id, Reason::Operator, BY_OPERATOR.into()),
         }
     }
 
@@ -168,7 +186,11 @@ impl Partition {
 
     fn order_of_open(&self, open: &Open) -> Option<u64> {
         match &open.stage {
-            Stage::Held { message, .. } => self.order_of(message.key.as_deref()),
+            Stage::Held { message, .. }
+            | Stage::Begun {
+                message: Some(message),
+                ..
+            } => self.order_of(message.key.as_deref()),
             _ => None,
         }
     }
@@ -222,10 +244,13 @@ impl Partition {
             may_have_applied: false,
             in_doubt: false,
             suspect: false,
+            is_ordered: false,
             fingerprint: open.fingerprint,
             policy: None,
             refused: None,
             behind: Vec::new(),
+            original: None,
+            answer: None,
             ending: None,
             closing: None,
             held_for: None,
@@ -238,3 +263,5 @@ impl Partition {
         Some(id)
     }
 }
+
+const BY_OPERATOR: &str = "an operator resolved it to the dead-letter topic";

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Found, Starts};
 use crate::accounts::Accounts;
+use crate::act::Order;
 use crate::attempt::Factory;
 use crate::broker::Letters;
 use crate::clock::{Clock, Instant};
@@ -29,6 +30,8 @@ pub(crate) struct Wiring {
     pub(crate) topic: Arc<str>,
     pub(crate) policy: TopicPolicy,
     pub(crate) dead_letter_topic: String,
+    /// Where acts of operators are written besides the store.
+    pub(crate) audit_topic: Option<String>,
     pub(crate) limits: Limits,
     pub(crate) max_clock_jump: Duration,
     pub(crate) commit_every: Duration,
@@ -70,6 +73,7 @@ pub(crate) struct Assignment {
     pub(crate) found: Vec<Found>,
     pub(crate) accounts: Accounts,
     pub(crate) batches: mpsc::Receiver<Batch>,
+    pub(crate) orders: mpsc::Receiver<Order>,
     pub(crate) control: watch::Receiver<Control>,
 }
 

@@ -533,8 +533,14 @@ pub fn acts_are_kept_in_order(mut medium: impl Medium) {
         let store = start(&mut medium, &["orders"]);
         let expected: Vec<AuditEntry> = (0..kept).map(act).collect();
         assert_eq!(store.audited().unwrap(), expected);
+        let at = partition(&store, "orders", 3);
         for number in kept..kept + 3 {
-            store.audit(&act(number)).unwrap();
+            match number % 2 {
+                0 => store.audit(&act(number)).unwrap(),
+                _ => apply(&store, at, |changes| changes.acts.push(act(number))),
+            }
+            // Read a second time, from a changelog, it is still one act.
+            apply(&store, at, |changes| changes.acts.push(act(kept)));
         }
     }
 }

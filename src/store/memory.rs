@@ -56,7 +56,6 @@ struct Memory {
     state: State,
     /// What a crash brings back, `None` where that is the same.
     durable: Option<Box<State>>,
-    audit: Vec<AuditEntry>,
 }
 
 /// What is known of partitions.
@@ -67,6 +66,7 @@ struct State {
     positions: BTreeMap<PartitionId, Position>,
     fences: BTreeMap<PartitionId, u64>,
     changelog: BTreeMap<PartitionId, i64>,
+    audit: BTreeMap<[u8; 16], AuditEntry>,
 }
 
 type Records = BTreeMap<(i32, TokenKey), Closed>;
@@ -92,7 +92,6 @@ impl MemoryStore {
             topics: Vec::new(),
             state: State::default(),
             durable: None,
-            audit: Vec::new(),
         };
         Self::begin(Arc::new(Mutex::new(memory)), topics)
     }
@@ -312,6 +311,9 @@ impl State {
         if let Some(fence) = changes.fence {
             self.fences.insert(changes.partition, fence.0);
         }
+        for act in &changes.acts {
+            self.audit.insert(act.key(), act.clone());
+        }
     }
 
     fn clear(&mut self, partition: PartitionId) {
@@ -498,12 +500,17 @@ impl Store for MemoryStore {
     }
 
     fn audit(&self, entry: &AuditEntry) -> Result<(), Error> {
-        self.writable("audit")?.audit.push(entry.clone());
+        let mut memory = self.writable("audit")?;
+        memory.state.audit.insert(entry.key(), entry.clone());
+        if let Some(durable) = &mut memory.durable {
+            durable.audit.insert(entry.key(), entry.clone());
+        }
         Ok(())
     }
 
     fn audited(&self) -> Result<Vec<AuditEntry>, Error> {
-        Ok(self.living("read the audit")?.audit.clone())
+        let memory = self.living("read the audit")?;
+        Ok(memory.state.audit.values().cloned().collect())
     }
 
     fn close(&self) -> Result<(), Error> {

@@ -14,6 +14,7 @@ use crate::message::{NextOffset, Offset};
 use crate::outcome::{Closed, Open};
 use crate::token::TokenKey;
 
+mod audit;
 mod bucket;
 #[cfg(feature = "testing")]
 pub mod conformance;
@@ -21,6 +22,8 @@ pub(crate) mod lookups;
 pub mod memory;
 #[cfg(feature = "rocks")]
 pub mod rocks;
+
+pub use audit::AuditEntry;
 
 /// A topic as this store numbers it: small, stable for the life of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -140,6 +143,8 @@ pub struct Changes {
     pub position: Option<Position>,
     /// The fence, where one is raised.
     pub fence: Option<Fence>,
+    /// Acts of operators that these changes follow from. One that is there already stays one.
+    pub acts: Vec<AuditEntry>,
 }
 
 impl Changes {
@@ -153,6 +158,7 @@ impl Changes {
             opened: Vec::new(),
             position: None,
             fence: None,
+            acts: Vec::new(),
         }
     }
 
@@ -164,29 +170,8 @@ impl Changes {
             && self.opened.is_empty()
             && self.position.is_none()
             && self.fence.is_none()
+            && self.acts.is_empty()
     }
-}
-
-/// One act of an operator, kept for whoever asks later.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct AuditEntry {
-    /// Wall clock, in milliseconds since the epoch.
-    pub at_ms: i64,
-    /// What was done: `resolve --done`, `sweep`, …
-    pub act: String,
-    /// The topic.
-    pub topic: String,
-    /// The partition.
-    pub partition: i32,
-    /// The message.
-    pub offset: i64,
-    /// The first token key, in hex.
-    pub token: String,
-    /// Why, in the operator's words.
-    pub reason: String,
-    /// Who did it, as they named themselves. Empty in what was noted before this was asked.
-    #[serde(default)]
-    pub by: String,
 }
 
 /// How much of a topic's window is on disk.

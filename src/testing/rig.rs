@@ -20,6 +20,7 @@ use crate::broker::{CommitMark, Committed};
 use crate::clock::Clock;
 use crate::commits::{Commits, Due};
 use crate::config::{Cold, Durability, Limits, Start, TopicPolicy};
+use crate::desk::Desk;
 use crate::error::Error;
 use crate::limits::{Budget, Waker};
 use crate::message::{BatchBuilder, Kept, NextOffset, Offset};
@@ -59,12 +60,17 @@ pub(crate) struct Rig {
     topic: String,
     pub(crate) policy: TopicPolicy,
     pub(crate) limits: Limits,
+    /// Where states and offsets are made durable. Replicated, a group is what a transaction is: letters and offset come with it.
+    pub(crate) durability: Durability,
     pub(crate) cold: Cold,
     /// A rebuild ends after so many messages, as by a kill.
     pub(crate) rebuild_dies_after: Option<usize>,
     pub(crate) max_clock_jump: Duration,
     pub(crate) commit_every: Duration,
     pub(crate) dead_letter_topic: String,
+    pub(crate) audit_topic: Option<String>,
+    /// Where orders find the partitions that are served.
+    pub(crate) desk: Desk,
     readers: Vec<Reader>,
     factory: Arc<dyn Factory>,
     pub(crate) store: Arc<MemoryStore>,
@@ -101,11 +107,14 @@ impl Rig {
             topic: topic.to_owned(),
             policy,
             limits: Limits::of(Durability::Local),
+            durability: Durability::Local,
             cold: Cold::Refuse,
             rebuild_dies_after: None,
             max_clock_jump: Duration::from_secs(3_600),
             commit_every: Duration::from_millis(100),
             dead_letter_topic: format!("{topic}.dead-letters"),
+            audit_topic: None,
+            desk: Desk::default(),
             readers,
             factory,
             store: Arc::new(MemoryStore::new("test", &[])),
@@ -151,7 +160,7 @@ impl Rig {
         last.map_or(0, |(offset, _)| offset + 1)
     }
 
-    fn extractor(&self) -> Extractor {
+    pub(crate) fn extractor(&self) -> Extractor {
         let token_bytes_max = self.limits.token_bytes.0 as usize;
         Extractor::new(&self.topic, self.readers.clone(), token_bytes_max)
     }
@@ -180,10 +189,11 @@ impl Rig {
             topic: self.topic.as_str().into(),
             policy: self.policy.clone(),
             dead_letter_topic: self.dead_letter_topic.clone(),
+            audit_topic: self.audit_topic.clone(),
             limits: self.limits.clone(),
             max_clock_jump: self.max_clock_jump,
             commit_every: self.commit_every,
-            durability: Durability::Local,
+            durability: self.durability,
             extractor: self.extractor(),
             factory: Arc::clone(&self.factory),
             clock: self.clock.clone(),
@@ -191,9 +201,10 @@ impl Rig {
             journal: match self.sync {
                 Duration::ZERO => Arc::new(Inline {
                     store: Arc::clone(&store),
+                    letterbox: self.letterbox.clone(),
                     script: self.script.clone(),
                 }),
-                delay => Arc::new(Late::start(Arc::clone(&store), delay)),
+                delay => Arc::new(Late::start(Arc::clone(&store), &self.letterbox, delay)),
             },
             letters: Arc::new(self.letterbox.watched_by(self.script.clone())),
             commits: commits.clone(),
@@ -212,11 +223,12 @@ impl Rig {
             store,
             commits: commits.clone(),
             budget,
+            desk: self.desk.clone(),
             clock: self.clock.clone(),
             cold: self.cold,
             start: Start::Earliest,
             deleted: crate::config::Deleted::Refuse,
-            durability: Durability::Local,
+            durability: self.durability,
             runtime: Handle::current(),
             failures,
         };
@@ -243,7 +255,7 @@ impl Rig {
     /// What the broker knows of a partition.
     fn facts(&self, partition: i32) -> Facts {
         Facts {
-            committed: self.committed.get(&partition).cloned(),
+            committed: self.committed_of(partition),
             low: 0,
             high: self.end_of_log(partition),
         }
@@ -272,6 +284,10 @@ impl Rig {
         let Some(process) = &mut self.process else {
             return Ok(());
         };
+        if self.durability == Durability::Replicated {
+            // The rig's journals keep the order: what comes after it is durable after it.
+            prepared.raise_fence();
+        }
         let start = prepared.start;
         let mark = CommitMark::from_metadata(&process.assignments.mark(start));
         self.committed.insert(
@@ -284,6 +300,8 @@ impl Rig {
         if dies_at(&self.script, Edge::Assigned { partition }, Side::After) {
             return Ok(());
         }
+        // Where it is not written yet, it is the first that goes into the journal.
+        let _ = prepared.raise_fence();
         process.assignments.serve(prepared);
         let log = self
             .log
@@ -399,6 +417,14 @@ impl Rig {
 
     fn commit(&mut self) {
         let Some(process) = &self.process else { return };
+        if self.durability == Durability::Replicated {
+            for id in process.assignments.ids() {
+                let known = self.store.load_position(id).ok().flatten();
+                if let (Some(known), Some(committed)) = (known, self.committed.get_mut(&id.partition)) {
+                    committed.next = known.commit_point;
+                }
+            }
+        }
         for Due { id, point, .. } in process.commits.take_due(crate::clock::now()) {
             let mark = CommitMark::from_metadata(&process.assignments.mark(point));
             let edge = Edge::Commit {
@@ -488,7 +514,19 @@ impl Rig {
 
     /// The offset committed for a partition.
     pub(crate) fn committed_offset(&self, partition: i32) -> Option<NextOffset> {
-        self.committed.get(&partition).map(|committed| committed.next)
+        self.committed_of(partition).map(|committed| committed.next)
+    }
+
+    /// What the group has committed: by itself, or with the last of its transactions.
+    fn committed_of(&self, partition: i32) -> Option<Committed> {
+        if self.durability == Durability::Local {
+            return self.committed.get(&partition).cloned();
+        }
+        let position = self.store.load_position(self.id(partition)?).ok()??;
+        Some(Committed {
+            next: position.commit_point,
+            mark: None,
+        })
     }
 
     /// The partition, as the store numbers it.

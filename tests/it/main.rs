@@ -34,6 +34,8 @@ mod killed_store;
 mod member;
 mod memory;
 mod mock;
+mod operator;
+mod outcomes;
 mod protocols;
 mod rebalance;
 mod rebuild;

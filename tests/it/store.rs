@@ -219,6 +219,7 @@ fn changes() -> impl Strategy<Value = Changes> {
         prop::option::of((1u64..9).prop_map(Fence)),
     )
         .prop_map(|(partition, closed, removed, opened, position, fence)| Changes {
+            acts: Vec::new(),
             partition,
             closed,
             removed,

@@ -201,9 +201,11 @@ fn names(settings: &Settings) -> BTreeSet<String> {
     let mut names: BTreeSet<_> = inputs
         .flat_map(|topic| [topic.clone(), settings.dead_letter.topic_of(topic)])
         .collect();
+    names.extend(settings.admin.audit_topic.clone());
     if settings.durability == Durability::Replicated {
         names.extend(settings.topics.keys().map(|topic| settings.changelog_of(topic)));
     }
+    names.extend(crate::broker::cluster::given_names(settings));
     names
 }
 

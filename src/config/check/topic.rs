@@ -6,6 +6,7 @@ use super::bound::{Found, Shown};
 use super::{CENTURY, DAY, HOUR, SECOND};
 use crate::class::Class;
 use crate::config::breaker::{Breaker, RetryBudget, Share};
+use crate::config::given::{Outputs, Replies};
 use crate::config::read::segment;
 use crate::config::settings::Settings;
 use crate::config::topic::{InPlace, Mode, OnMismatch, Overall, TokenSource, TopicPolicy};
@@ -65,6 +66,19 @@ pub(super) fn check(settings: &Settings, name: &str, policy: &TopicPolicy, found
             .most(CENTURY, "no downstream remembers a child token so long");
     }
 
+    if let Some(after) = policy.max_age.after {
+        found
+            .key(key("max_age.after"), after)
+            .least(Duration::from_millis(1), "every message would be too old")
+            .most(CENTURY, "no message is so old; leave it out");
+    }
+    if let Some(header) = &policy.max_age.header {
+        found.key(key("max_age.header"), header.as_str()).when(
+            header.is_empty(),
+            "a header has a name",
+            "write for example \"useless-after\"",
+        );
+    }
     let fields = &policy.mismatch.fields;
     unique_pointers(&key("mismatch.fields"), fields, found);
     found.key(key("mismatch.then"), policy.mismatch.then.name()).when(
@@ -72,6 +86,8 @@ pub(super) fn check(settings: &Settings, name: &str, policy: &TopicPolicy, found
         "without fields the bytes are compared, and those differ where a producer only reorders its keys",
         "name the fields: mismatch = { fields = [\"/amount\"] }",
     );
+    outputs(&key("outputs"), &policy.outputs, found);
+    replies(&topic, name, policy, found);
     in_place(&key("retry.in_place"), &policy.retry.in_place, found);
     overall(&key("retry.overall"), &policy.retry.overall, found);
     budget(&key("retry.budget"), &policy.budget, found);
@@ -274,8 +290,66 @@ fn breaker(key: &str, breaker: &Breaker, found: &mut Found) {
         .most(HOUR, "a downstream that is back would not be noticed");
 }
 
+/// A topic that something is sent to.
+fn sent_to(key: &str, topic: &str, found: &mut Found) {
+    if let Err(why) = legal(topic) {
+        let fix = "use the topic's name in Kafka";
+        found.key(key.to_owned(), topic).when(true, why, fix);
+    }
+    found.key(key.to_owned(), topic).when(
+        topic.ends_with(".hapax"),
+        "a name that ends in \".hapax\" is a changelog's, which nobody but hapax writes",
+        "name another topic",
+    );
+}
+
+fn replies(key: &str, name: &str, policy: &TopicPolicy, found: &mut Found) {
+    let Replies {
+        header,
+        topic,
+        allowed,
+    } = &policy.reply;
+    let to = [("reply.topic", topic), ("receipts.topic", &policy.receipts.topic)];
+    let to = to
+        .into_iter()
+        .filter_map(|(key, topic)| Some((key, topic.as_ref()?)));
+    for (at, topic) in to.chain(allowed.iter().map(|topic| ("reply.allowed", topic))) {
+        let key = format!("{key}.{at}");
+        sent_to(&key, topic, found);
+        found.key(key, topic.as_str()).when(
+            topic == name,
+            "it would come back as a message, and be answered again, for ever",
+            "name another topic",
+        );
+    }
+    if let Some(header) = header {
+        found.key(format!("{key}.reply.header"), header.as_str()).when(
+            topic.is_none() && allowed.is_empty(),
+            "no topic that it could name is allowed",
+            "list them: reply = { header = \"reply-to\", allowed = [\"replies\"] }",
+        );
+    }
+}
+
+fn outputs(key: &str, outputs: &Outputs, found: &mut Found) {
+    for topic in &outputs.topics {
+        sent_to(&format!("{key}.topics"), topic, found);
+    }
+    found
+        .key(format!("{key}.max"), outputs.max)
+        .least(1, "nothing could be emitted")
+        .most(100_000, "they are in memory all at once");
+    found
+        .key(format!("{key}.bytes"), outputs.bytes)
+        .least(ByteCount(1), "nothing could be emitted")
+        .most(
+            ByteCount::mib(64),
+            "no topic takes as much, and it is in memory all at once",
+        );
+}
+
 /// Kafka's own rule for the names of topics.
-pub(super) fn legal(name: &str) -> Result<(), &'static str> {
+pub(crate) fn legal(name: &str) -> Result<(), &'static str> {
     match name {
         "" => Err("a topic has a name"),
         "." | ".." => Err("Kafka has no topic of that name"),
@@ -300,6 +374,26 @@ mod tests {
             ("window = \"0s\"", "window", "forgotten by quarters"),
             ("window = \"999ms\"", "window", "forgotten by quarters"),
             ("window = \"1000y\"", "window", "nothing would ever be forgotten"),
+            ("outputs.topics = [\"a b\"]", "outputs.topics", "letters, digits"),
+            (
+                "outputs.topics = [\"g.orders.hapax\"]",
+                "outputs.topics",
+                "a changelog's",
+            ),
+            ("reply.topic = \"orders\"", "reply.topic", "for ever"),
+            (
+                "reply.allowed = [\"g.orders.hapax\"]",
+                "reply.allowed",
+                "a changelog's",
+            ),
+            ("receipts.topic = \"{topic}\"", "receipts.topic", "for ever"),
+            ("reply.header = \"reply-to\"", "reply.header", "is allowed"),
+            ("outputs.max = 0", "outputs.max", "nothing could be emitted"),
+            (
+                "outputs.bytes = \"65MiB\"",
+                "outputs.bytes",
+                "no topic takes as much",
+            ),
             ("window_bytes = \"1023KiB\"", "window_bytes", "shed as fast"),
             ("token = []", "token", "no message has a token"),
             ("token = [\"key\", \"key\"]", "token", "twice"),
@@ -318,6 +412,9 @@ mod tests {
             ("deadline = \"25h\"", "deadline", "stuck"),
             ("probe_deadline = \"0s\"", "probe_deadline", "before it began"),
             ("probe_settle = \"2h\"", "probe_settle", "waits so long"),
+            ("max_age.after = \"0s\"", "max_age.after", "too old"),
+            ("max_age.after = \"1000y\"", "max_age.after", "so old"),
+            ("max_age.header = \"\"", "max_age.header", "a name"),
             (
                 "rerun_within = \"1h\"",
                 "rerun_within",

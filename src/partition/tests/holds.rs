@@ -84,6 +84,29 @@ fn attempts_and_time_in_all_end_it() {
     });
 }
 
+/// Also where the time in place is spent before its attempts are.
+#[test]
+fn nothing_is_held_for_a_retry_where_all_attempts_are_in_place() {
+    paused(async {
+        for (overall, is_held) in [(4, false), (5, false), (6, true)] {
+            let script = back_after(u32::MAX);
+            let mut rig = patient(Class::NonIdempotent, &script, |policy| {
+                policy.retry.in_place.attempts = 5;
+                policy.retry.in_place.total = Duration::from_millis(1);
+                policy.retry.overall.attempts = overall;
+            });
+            rig.send(0, message("a"));
+            rig.start().await.unwrap();
+            rig.run_for(A_WHILE).await;
+            assert!(script.calls().len() < 5, "{:?}", script.calls());
+            let spent = [("0".to_owned(), "retries-spent".to_owned())];
+            let letters = if is_held { &[][..] } else { &spent };
+            assert_eq!(rig.letterbox.reasons(), letters, "{overall}");
+            assert_eq!(rig.account(Account::Held), u64::from(is_held), "{overall}");
+        }
+    });
+}
+
 /// Order per key: 1 is of the key of 0, 2 is not; 3 is a duplicate of 2, and what a duplicate decides needs no order.
 #[test]
 fn later_messages_of_its_key_are_held_behind_it_and_run_in_order() {
@@ -322,5 +345,42 @@ fn what_was_begun_is_in_doubt_though_its_key_is_held_up_now() {
         rig.start().await.unwrap();
         rig.run_for(Duration::from_secs(10)).await;
         assert_eq!((script.offsets(), open_offsets(&rig)), (vec![0, 1], vec![1]));
+    });
+}
+
+/// 0 is held for a retry, 1 behind its key; the process dies while 0 runs again. It did not apply, says whoever can tell: it is
+/// still before 1, and before 2, which comes after that.
+#[test]
+fn a_key_stays_held_up_when_the_process_dies_in_a_held_retry() {
+    paused(async {
+        for class in [
+            Class::Idempotent,
+            Class::PotentiallyIdempotent,
+            Class::NonIdempotent,
+        ] {
+            let is_again = Arc::new(AtomicBool::new(false));
+            let seen = Arc::clone(&is_again);
+            let script = Script::new(move |offset, call| match (offset, call.attempt) {
+                (0, 1 | 2) => not_applied(),
+                (0, _) if !seen.load(Ordering::SeqCst) => never(),
+                _ => after(Duration::from_millis(50)),
+            })
+            .with_probe(|_| Probe::NotDone);
+            let mut rig = patient(class, &script, |policy| {
+                policy.deadline = Duration::from_secs(30);
+            });
+            rig.send(0, message("a"));
+            rig.send(0, message("b"));
+            rig.start().await.unwrap();
+            rig.run_for(Duration::from_secs(6)).await;
+            assert_eq!(script.offsets(), [0, 0, 0], "{class}");
+            rig.crash();
+            is_again.store(true, Ordering::SeqCst);
+            rig.send(0, message("c"));
+            rig.start().await.unwrap();
+            rig.run_for(Duration::from_secs(60)).await;
+            assert_eq!(script.offsets(), [0, 0, 0, 0, 1, 2], "{class}");
+            assert_eq!(open_offsets(&rig), [0i64; 0], "{class}");
+        }
     });
 }

@@ -1,15 +1,22 @@
-//! Random schedules: every class, rotated tokens, every end of an attempt, kills, drains, revocations, losses, a
-//! dead-letter topic that is away, and an operator and a probe that know the truth.
+//! Random schedules: both durability modes, every class, rotated tokens, every end of an attempt, kills, drains, revocations,
+//! losses, a dead-letter topic that is away, renewed windows, messages that are useless after a while, outputs, and an operator
+//! and a probe that know the truth.
 //!
 //! The handler notes each effect at the moment it happens, so the judge needs nothing that the engine says: of each
-//! token at most one effect for a guarded class that is told the truth, no message without an outcome at the end, books
-//! that balance. A failure prints its seed; `SEED=<n>` runs that one alone, `SEEDS=<n>` that
+//! token at most one effect for a guarded class that is told the truth, no message without an outcome at the end, no attempt at
+//! what is useless, nothing useless that was applied, books that balance. A failure prints its seed; `SEED=<n>` runs that one alone, `SEEDS=<n>` that
 //! many.
+
+mod given;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::config::{AfterFailure, AfterHold};
+use crate::clock::Clock;
+use crate::config::{AfterFailure, AfterHold, Durability, OnUseless, Renewal};
+use crate::message::Offset;
+use crate::outcome::{End, Reason};
+use crate::output::Output;
 
 /// Schedules of one run.
 const SEEDS: u64 = 150;
@@ -22,8 +29,33 @@ struct World {
     calm: bool,
     /// Effects by token key in words, such as `n3` and `o3`.
     effects: BTreeMap<String, u32>,
+    /// Offsets of which an attempt emitted an output and ended well, with its name.
+    emitted: BTreeSet<(i64, String)>,
+    /// Offsets of which an attempt ended well.
+    ended: BTreeSet<i64>,
+    /// Offsets that somebody else than a handler says are done.
+    told: BTreeSet<i64>,
     /// The keys of each offset.
     sent: Vec<Vec<String>>,
+    /// What an attempt at each offset has applied.
+    applied: BTreeSet<i64>,
+    /// When each was sent, and after how long they are useless.
+    stamps: Vec<i64>,
+    max_age: Option<Duration>,
+    clock: Option<Clock>,
+    /// What an operator said to run.
+    ordered: BTreeSet<i64>,
+    /// The message key of each offset.
+    keys: Vec<u8>,
+    /// Whether a message of a key runs before all later ones of it, across holds and kills too.
+    keeps_order: bool,
+    is_ordered: bool,
+    /// What was called, what of it may have applied something, and what waits for a message of its own token.
+    called: BTreeSet<i64>,
+    doubted: BTreeSet<i64>,
+    resent: BTreeSet<i64>,
+    /// What no handler should have seen.
+    wrong: Vec<String>,
     log: Vec<String>,
     /// Each line at once: for a schedule that hangs.
     loud: bool,
@@ -42,9 +74,51 @@ impl World {
     fn apply(&mut self, offset: i64) {
         let keys = self.sent[offset as usize].clone();
         self.say(format!("effect of {offset} {keys:?}"));
+        self.applied.insert(offset);
         for key in keys {
             *self.effects.entry(key).or_default() += 1;
         }
+    }
+
+    /// A message runs before all later ones of its key: not where it waited for a message of its own token, where a person says when,
+    /// or where it was in doubt, which releases its key.
+    fn in_turn(&mut self, offset: i64) {
+        let is_free = |offset: &i64| {
+            self.ordered.contains(offset) || self.resent.contains(offset) || self.doubted.contains(offset)
+        };
+        // One that was held behind its token is judged at the start, before what comes again.
+        let is_early = |later: &i64| self.ordered.contains(later) || self.resent.contains(later);
+        let key = self.keys[offset as usize];
+        if self.keeps_order && !is_free(&offset) {
+            let later = self.called.range(offset + 1..);
+            let mut later = later.filter(|later| self.is_ordered || self.keys[**later as usize] == key);
+            if let Some(later) = later.find(|later| !is_early(later)) {
+                self.wrong
+                    .push(format!("{offset} was called after {later}, both of key {key}"));
+            }
+        }
+        self.called.insert(offset);
+    }
+
+    /// A handler is not called for what is useless: not by more than what a decoder and a begin take.
+    fn called(&mut self, offset: i64, call: &Call) {
+        let (Some(clock), Some(max_age)) = (&self.clock, self.max_age) else {
+            return;
+        };
+        let age_ms = clock.wall_ms() - self.stamps[offset as usize];
+        let late = age_ms > crate::clock::millis(max_age + Duration::from_millis(200));
+        if late && !call.may_have_applied && !self.ordered.contains(&offset) {
+            self.wrong.push(format!(
+                "{offset} was called, {age_ms} ms old, and useless after {max_age:?}"
+            ));
+        }
+    }
+
+    fn emit(&mut self, offset: i64, call: &Call) {
+        let name = format!("attempt-{}", call.attempt);
+        call.emit(&name, Output::to("outputs")).unwrap();
+        self.say(format!("{offset} emits {name}"));
+        self.emitted.insert((offset, name));
     }
 
     fn is_applied(&self, offset: i64) -> bool {
@@ -59,16 +133,26 @@ fn script(world: &Shared) -> Script {
     Script::new(move |offset, call| {
         let mut world = of_handler.lock().unwrap();
         world.say(format!("call {offset} attempt {}", call.attempt));
+        world.called(offset, &call);
+        world.in_turn(offset);
         let pick = if world.calm { 0 } else { world.random.u8(0..12) };
+        if matches!(pick, 7..=11) {
+            world.doubted.insert(offset);
+        }
         match pick {
             0..=4 => {
                 world.apply(offset);
+                if offset % 2 == 0 {
+                    world.emit(offset, &call);
+                }
+                world.ended.insert(offset);
                 ok()
             }
             5 => Box::pin(async { Err(HandlerError::not_applied("busy")) }),
             6 => reject(),
             7 => {
                 world.apply(offset);
+                call.emit("of a failed attempt", Output::to("outputs")).unwrap();
                 who_knows()
             }
             8 => who_knows(),
@@ -85,6 +169,11 @@ fn script(world: &Shared) -> Script {
                     wait(time).await;
                     world.lock().unwrap().apply(offset);
                     wait(time).await;
+                    let mut world = world.lock().unwrap();
+                    if offset % 2 == 0 {
+                        world.emit(offset, &call);
+                    }
+                    world.ended.insert(offset);
                     Ok(())
                 })
             }
@@ -99,6 +188,8 @@ struct Campaign {
     world: Shared,
     random: fastrand::Rng,
     tokens: u32,
+    /// Partition time runs so much for each message; 0 where it is the wall clock.
+    step_ms: i64,
 }
 
 impl Campaign {
@@ -113,15 +204,31 @@ impl Campaign {
         let is_missing = self.random.u8(0..20) == 0;
         let (new, old) = if is_missing { (None, None) } else { (new, old) };
         let mut message = rotated(new.as_deref(), old.as_deref());
-        message.key = Some(Bytes::from(vec![self.random.u8(0..3)]));
+        let key = self.random.u8(0..3);
+        message.key = Some(Bytes::from(vec![key]));
         if self.random.u8(0..8) == 0 {
             message.payload = Some(Bytes::from_static(b"decodes slowly"));
         }
+        let now_ms = self.rig.clock.wall_ms();
+        let stamp_ms = match self.step_ms {
+            0 => now_ms,
+            step_ms => START_MS + step_ms * self.world.lock().unwrap().sent.len() as i64,
+        };
+        message.timestamp_ms = Some(stamp_ms);
         let offset = self.rig.send(0, message);
         let position = is_missing.then(|| format!("p{offset}"));
-        let keys = [new, old, position].into_iter().flatten().collect();
+        let keys: Vec<String> = [new, old, position].into_iter().flatten().collect();
         let mut world = self.world.lock().unwrap();
+        // Of its number, under either source: they may be one token.
+        let number = |key: &String| key[1..].to_owned();
+        let is_known =
+            |key: &String| !is_missing && world.sent.iter().flatten().map(number).any(|n| n == key[1..]);
+        if keys.iter().any(is_known) {
+            world.resent.insert(offset);
+        }
+        world.keys.push(key);
         world.sent.push(keys);
+        world.stamps.push(stamp_ms);
         assert_eq!(world.sent.len() as i64, offset + 1);
     }
 
@@ -133,10 +240,11 @@ impl Campaign {
     fn resolve_all(&mut self) {
         for offset in open_offsets(&self.rig) {
             let known = self.rig.store.load(self.rig.id(0).unwrap()).unwrap();
-            let is_held = known
-                .open
-                .iter()
-                .any(|open| open.offset.0 == offset && matches!(open.stage, Stage::Held { .. }));
+            // What is behind its token may be behind a later message, and waits for that one's verdict.
+            let is_held = known.open.iter().any(|open| {
+                let is_held = matches!(open.stage, Stage::Held { .. }) && !open.is_behind_its_token();
+                open.offset.0 == offset && is_held
+            });
             if is_held {
                 let verdict = if self.world.lock().unwrap().is_applied(offset) {
                     Verdict::Done
@@ -144,6 +252,14 @@ impl Campaign {
                     Verdict::Run
                 };
                 self.note(&format!("verdict {verdict:?} on {offset}"));
+                let mut world = self.world.lock().unwrap();
+                if verdict == Verdict::Run {
+                    world.ordered.insert(offset);
+                }
+                if verdict == Verdict::Done {
+                    world.told.insert(offset);
+                }
+                drop(world);
                 resolve(&mut self.rig, offset, verdict);
                 // What follows depends on this one: the next is decided after it.
                 return;
@@ -230,12 +346,29 @@ impl Campaign {
                 assert!(*effects <= 1, "token {key} had {effects} effects");
             }
         }
-        let letters: BTreeSet<String> = self
-            .rig
-            .letterbox
-            .reasons()
+        self.judge_outputs(&world);
+        if self.rig.policy.receipts.topic.is_some() {
+            self.judge_receipts(&world);
+        }
+        assert_eq!(world.wrong, [""; 0]);
+        let letters = self.rig.letterbox.reasons();
+        let of_letters = letters.iter().filter(|(_, reason)| reason == "useless");
+        let mut useless: BTreeSet<i64> = of_letters.map(|(offset, _)| offset.parse().unwrap()).collect();
+        let is_skipped = |offset: &i64| {
+            let closed = self.rig.closed(0, Offset(*offset)).unwrap();
+            closed.is_some_and(|closed| {
+                closed.offset.0 == *offset && closed.end == End::Failed(Reason::Useless)
+            })
+        };
+        useless.extend((0..world.sent.len() as i64).filter(is_skipped));
+        if class.is_guarded() {
+            let both: Vec<_> = useless.intersection(&world.applied).collect();
+            assert_eq!(both, [&0i64; 0], "applied, and given up as useless");
+        }
+        let letters: BTreeSet<String> = letters
             .into_iter()
             .map(|(offset, _)| offset)
+            .chain(useless.iter().map(ToString::to_string))
             .collect();
         let dead: BTreeSet<&String> = world
             .sent
@@ -268,6 +401,8 @@ impl Campaign {
     }
 }
 
+type Headers = Vec<(String, Option<Bytes>)>;
+
 async fn campaign(seed: u64, world: Shared) {
     let mut random = fastrand::Rng::with_seed(seed);
     let class = [
@@ -286,8 +421,9 @@ async fn campaign(seed: u64, world: Shared) {
     if random.bool() {
         let of_probe = Arc::clone(&world);
         script = script.with_probe(move |offset| {
-            let world = of_probe.lock().unwrap();
+            let mut world = of_probe.lock().unwrap();
             if world.is_applied(offset) {
+                world.told.insert(offset);
                 Probe::done(())
             } else {
                 Probe::NotDone
@@ -304,7 +440,19 @@ async fn campaign(seed: u64, world: Shared) {
     let over = [0, 2, 4, 8][random.usize(0..4)];
     let open_for = Duration::from_millis(random.u64(1..300));
     let retries = [0, 20, 100, 100][random.usize(0..4)];
+    let durability = [Durability::Local, Durability::Replicated][random.usize(0..2)];
+    let renewal = [Renewal::Never, Renewal::OnDuplicate][random.usize(0..2)];
+    // Either time runs by the wall clock, and messages can be useless, or so fast that windows are renewed.
+    let max_age = random
+        .bool()
+        .then(|| Duration::from_millis(random.u64(100..3_000)));
+    let then = [OnUseless::DeadLetter, OnUseless::Skip][random.usize(0..2)];
+    let is_told = random.bool();
     let mut rig = rig_with(class, &script, |policy| {
+        policy.renewal = renewal;
+        policy.max_age.after = max_age;
+        policy.max_age.then = then;
+        policy.receipts.topic = is_told.then(|| "receipts".into());
         policy.retry.in_place.attempts = in_place;
         policy.retry.overall.attempts = overall;
         policy.retry.overall.first = Duration::from_millis(100);
@@ -320,6 +468,8 @@ async fn campaign(seed: u64, world: Shared) {
         policy.window = Duration::from_secs(1_000_000);
         policy.after_failure = after_failure;
     });
+    rig.durability = durability;
+    rig.max_clock_jump = Duration::from_secs(10_000);
     if random.u8(0..4) == 0 {
         rig.limits.held_age = Duration::from_millis(300);
     }
@@ -328,14 +478,32 @@ async fn campaign(seed: u64, world: Shared) {
     }
     rig.limits.in_flight = random.usize(4..64);
     rig.sync = Duration::from_millis([0, 1, 7, 60][random.usize(0..4)]);
-    world.lock().unwrap().say(format!(
-        "{class} {concurrency} begun_ahead {begun_ahead}, after a failure {after_failure:?}, {in_place} attempts in place of {overall}, after a hold {after_hold:?}, after a doubt {after_doubt:?}, a breaker over {over} for {open_for:?}, {retries} % retries, a sync takes {:?}, {:?}",
+    if rig.durability == Durability::Replicated {
+        // Its fence is durable before it is served, and here nobody waits for that.
+        rig.sync = Duration::ZERO;
+    }
+    let clock = rig.clock.clone();
+    let terms = format!(
+        "{durability} {class} {concurrency} renewal {renewal}, useless after {max_age:?}: {then}, begun_ahead {begun_ahead}, after a failure {after_failure:?}, {in_place} attempts in place of {overall}, after a hold {after_hold:?}, after a doubt {after_doubt:?}, a breaker over {over} for {open_for:?}, {retries} % retries, a sync takes {:?}, {:?}",
         rig.sync, rig.limits
-    ));
+    );
+    {
+        let mut world = world.lock().unwrap();
+        (world.max_age, world.clock) = (max_age, Some(clock));
+        // A class that is not begun runs the next one before it is durable that the one before has ended.
+        world.keeps_order = class.is_guarded()
+            && after_hold == AfterHold::BlockKey
+            && !matches!(concurrency, Concurrency::Unordered(_));
+        // The partition is one key.
+        world.is_ordered = concurrency == Concurrency::Ordered;
+        world.say(terms);
+    }
     let mut campaign = Campaign {
         rig,
         world: Arc::clone(&world),
         tokens: random.u32(2..12),
+        // At most 360 messages, in a window of 400.
+        step_ms: if max_age.is_some() { 0 } else { 2_500_000 },
         random,
     };
     campaign.send();

@@ -45,6 +45,35 @@ fn a_lost_disk_is_read_back_and_what_was_done_is_done_by_an_unknown_outcome() {
     });
 }
 
+/// The last duplicate before the disk was lost has renewed the window, though nobody has its record any more. Where none does, 0
+/// was past when 2 came, which ran: of those that the rebuild reads, 1 and 2, nobody knows any more which one did.
+#[test]
+fn a_window_that_was_renewed_is_read_back_as_it_was() {
+    use crate::config::Renewal;
+    paused(async {
+        for (renewal, runs) in [(Renewal::OnDuplicate, vec![0]), (Renewal::Never, vec![0, 2, 4])] {
+            let script = Script::ok();
+            let mut rig = rig(Class::NonIdempotent, &script);
+            rig.policy.renewal = renewal;
+            rig.cold = Cold::Rebuild;
+            rig.partitions(1);
+            rig.start().await.unwrap();
+            for step in 0..3 {
+                rig.send(0, stamped("a", step * HOUR_MS / 2));
+            }
+            rig.run_for(A_WHILE).await;
+            rig.crash();
+            rig.lose_the_disk();
+            rig.start().await.unwrap();
+            for after_ms in [HOUR_MS + HOUR_MS / 2, 2 * HOUR_MS + HOUR_MS / 4] {
+                rig.send(0, stamped("a", after_ms));
+                rig.run_for(A_WHILE).await;
+            }
+            assert_eq!(script.offsets(), runs, "{renewal}");
+        }
+    });
+}
+
 /// Killed when the first of three messages is written. The commits are this store's own, so nothing but its position tells
 /// that it is cold, and the position is written last.
 #[test]

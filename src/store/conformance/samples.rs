@@ -86,7 +86,7 @@ pub(super) fn every_closed() -> Vec<(TokenKey, Closed)> {
         End::Done(Stored::Reply(Bytes::from_static(b"receipt 9"))),
         End::Done(Stored::Digest([7; 32], 1 << 20)),
         End::Failed(Reason::RetriesSpent),
-        End::Invalidated,
+        End::Invalidated("recalled".into()),
         End::Forgotten,
     ];
     let closed = ends.into_iter().zip(1u8..).map(|(end, number)| {
@@ -133,6 +133,7 @@ pub(super) fn every_open() -> Vec<Open> {
             end: End::Failed(Reason::Rejected),
             message: message.clone(),
             error: "no such customer".into(),
+            outputs: Vec::new(),
         },
     ];
     let open = stages.into_iter().zip(1u8..).map(|(stage, number)| Open {

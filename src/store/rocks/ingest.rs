@@ -67,6 +67,7 @@ impl Writer {
             closed: Vec::new(),
             removed: changes.removed.clone(),
             opened: changes.opened.clone(),
+            acts: changes.acts.clone(),
             ..*changes
         });
         Ok(Cow::Owned(rest.collect()))

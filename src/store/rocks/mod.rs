@@ -193,14 +193,6 @@ impl RocksStore {
         partitions.get(&topic).copied()
     }
 
-    /// Makes an operator's changes durable with the acts that they are kept as, together or not at all.
-    ///
-    /// # Errors
-    /// As [`Store::apply`].
-    pub fn apply_acts(&self, group: &[Changes], acts: &[AuditEntry]) -> Result<(), Error> {
-        self.writer("apply an act")?.apply(self, group, acts)
-    }
-
     /// How the storage engine is.
     ///
     /// # Errors
@@ -287,7 +279,6 @@ impl RocksStore {
             writer: Mutex::default(),
             db,
         };
-        store.writing().audit_next = store.audit_next()?;
         Ok(store)
     }
 
@@ -483,7 +474,7 @@ impl Store for RocksStore {
     }
 
     fn apply(&self, group: &[Changes]) -> Result<(), Error> {
-        self.writer("apply")?.apply(self, group, &[])
+        self.writer("apply")?.apply(self, group)
     }
 
     fn apply_logged(&self, group: &[Changes], logged: &[(PartitionId, i64)]) -> Result<(), Error> {
@@ -529,8 +520,7 @@ impl Store for RocksStore {
     }
 
     fn audit(&self, entry: &AuditEntry) -> Result<(), Error> {
-        self.writer("audit")?
-            .apply(self, &[], std::slice::from_ref(entry))
+        self.writer("audit")?.audit(self, entry)
     }
 
     fn audited(&self) -> Result<Vec<AuditEntry>, Error> {

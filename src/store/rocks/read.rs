@@ -265,20 +265,6 @@ impl RocksStore {
         Ok(entries)
     }
 
-    /// The number of the next act.
-    pub(super) fn audit_next(&self) -> Result<u64, Error> {
-        let audit = self.family(keys::AUDIT)?;
-        let Some(last) = self.db.iterator_cf(&audit, IteratorMode::End).next() else {
-            return Ok(0);
-        };
-        let (key, _) = last.map_err(|error| self.damage("read the audit", &error))?;
-        let number = key.first_chunk().ok_or_else(|| Error::Corrupt {
-            path: self.path.clone(),
-            what: "an act of an operator has no number".to_owned(),
-        })?;
-        Ok(u64::from_be_bytes(*number) + 1)
-    }
-
     fn under(
         &self,
         name: &str,

@@ -18,7 +18,6 @@ use crate::store::{AuditEntry, Changes, Error, PartitionId, TopicId, first_key};
 pub(super) struct Writer {
     /// Why nothing more is written.
     ended: Option<String>,
-    pub(super) audit_next: u64,
     record: Vec<u8>,
 }
 
@@ -115,30 +114,17 @@ impl Writer {
         }
     }
 
-    /// A group and the acts that it follows from, in one batch.
-    pub(super) fn apply(
-        &mut self,
-        store: &RocksStore,
-        group: &[Changes],
-        acts: &[AuditEntry],
-    ) -> Result<(), Error> {
-        let mut batch = self.batch(store, group)?;
-        let mut next = self.audit_next;
-        for act in acts {
-            batch.put_cf(
-                &store.family(keys::AUDIT)?,
-                next.to_be_bytes(),
-                json("audit", act)?,
-            );
-            next += 1;
-        }
-        if group.is_empty() {
-            self.write(store, "apply", batch)?;
-        } else {
-            self.keep(store, "apply", batch)?;
-        }
-        self.audit_next = next;
-        Ok(())
+    /// A group in one batch.
+    pub(super) fn apply(&mut self, store: &RocksStore, group: &[Changes]) -> Result<(), Error> {
+        let batch = self.batch(store, group)?;
+        self.keep(store, "apply", batch)
+    }
+
+    /// Acts that change nothing.
+    pub(super) fn audit(&mut self, store: &RocksStore, act: &AuditEntry) -> Result<(), Error> {
+        let mut batch = WriteBatch::new();
+        put_act(store, &mut batch, act)?;
+        self.write(store, "audit", batch)
     }
 
     /// A group that a changelog has made durable, with how far that has been read: one batch, so never one without the
@@ -312,6 +298,9 @@ impl Writer {
         if let Some(fence) = changes.fence {
             batch.put_cf(&meta, keys::fence(changes.partition), fence.to_string());
         }
+        for act in &changes.acts {
+            put_act(store, batch, act)?;
+        }
         Ok(())
     }
 
@@ -359,6 +348,11 @@ impl Writer {
         self.ended = Some("the store is closed".to_owned());
         self.flush(store)
     }
+}
+
+fn put_act(store: &RocksStore, batch: &mut WriteBatch, act: &AuditEntry) -> Result<(), Error> {
+    batch.put_cf(&store.family(keys::AUDIT)?, act.key(), json("audit", act)?);
+    Ok(())
 }
 
 fn json(what: &'static str, value: &impl serde::Serialize) -> Result<Vec<u8>, Error> {

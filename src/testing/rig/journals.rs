@@ -7,11 +7,14 @@ use tokio::sync::mpsc;
 
 use crate::journal::{Failure, Journal, Submission};
 use crate::store::Store;
+use crate::testing::letterbox::Letterbox;
 use crate::testing::script::{self, Change, Edge, Script, Side};
 
 /// A journal that is durable at once, in the caller's thread.
 pub(super) struct Inline {
     pub(super) store: Arc<dyn Store>,
+    /// Where the letters of a group go, that has some.
+    pub(super) letterbox: Letterbox,
     pub(super) script: Option<Script>,
 }
 
@@ -32,7 +35,11 @@ impl Journal for Inline {
         }
         #[cfg(test)]
         let submission = self.tampered(submission);
-        match self.store.apply(&[submission.changes]) {
+        let applied = self.store.apply(&[submission.changes]);
+        if applied.is_ok() {
+            self.letterbox.post(submission.letters);
+        }
+        match applied {
             Ok(()) if dies_at(&says, Side::After) => {}
             Ok(()) => submission.acks.acknowledge(submission.number),
             Err(error) => submission.acks.fail(Failure::Broken(crate::error::chain(&error))),
@@ -44,9 +51,13 @@ impl Journal for Inline {
 pub(super) struct Late(mpsc::UnboundedSender<Submission>);
 
 impl Late {
-    pub(super) fn start(store: Arc<dyn Store>, delay: Duration) -> Self {
+    pub(super) fn start(store: Arc<dyn Store>, letterbox: &Letterbox, delay: Duration) -> Self {
         let (submissions, mut inbox) = mpsc::unbounded_channel::<Submission>();
-        let journal = Inline { store, script: None };
+        let journal = Inline {
+            store,
+            letterbox: letterbox.clone(),
+            script: None,
+        };
         tokio::spawn(async move {
             while let Some(first) = inbox.recv().await {
                 crate::clock::sleep_until(crate::clock::now() + delay).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Rig;
 use crate::error::Error;
 use crate::ledger::CommitPoint;
-use crate::message::Offset;
+use crate::message::{Kept, Offset};
 use crate::rebuild::{Plan, Rebuild};
 use crate::store::Store;
 
@@ -15,8 +15,17 @@ impl Rig {
         let store: Arc<dyn Store> = Arc::clone(&self.store) as Arc<dyn Store>;
         let (partition, next) = (plan.id.partition, plan.start.next);
         let never = || false;
-        let (mut rebuild, _) = Rebuild::begin(plan, &store, None, 1, &never)?;
+        // From the first message that may still count on, as it is found by its timestamp.
+        let reach_ms = plan.time_ms.map(|time_ms| plan.part().reach_ms(time_ms));
+        let is_past = |message: &Kept| {
+            message
+                .timestamp_ms
+                .zip(reach_ms)
+                .is_some_and(|(at, reach)| at < reach)
+        };
+        let (mut rebuild, _) = Rebuild::begin(plan, &store, reach_ms, 1, &never)?;
         let log = self.log.get(&partition).into_iter().flatten();
+        let log = log.skip_while(|(_, message)| is_past(message));
         for (read, (offset, message)) in log.enumerate() {
             if self.rebuild_dies_after == Some(read) {
                 // What it has read so far is written.

@@ -1,6 +1,7 @@
 //! What is found in a rig's store, while a process runs and after it, and what an operator's tool does there.
 
 use super::Rig;
+use crate::act::Said;
 use crate::error::{Error, chain};
 use crate::held;
 use crate::message::Offset;
@@ -50,16 +51,12 @@ impl Rig {
             offset: offset.0,
         };
         let chosen = held::choose(&entries, &target).map_err(|refusal| refusal.to_string())?;
-        let said = held::Said {
-            verdict,
+        let said = Said {
             reason: "the test says so".to_owned(),
             by: "the test".to_owned(),
             at_ms: self.clock.wall_ms(),
         };
-        let written = held::decide(store, &chosen, &said).and_then(|(group, acts)| {
-            acts.iter().try_for_each(|act| store.audit(act))?;
-            store.apply(&group)
-        });
+        let written = held::decide(store, &chosen, verdict, &said).and_then(|group| store.apply(&group));
         written.map_err(|error| chain(&error))
     }
 }
