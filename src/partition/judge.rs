@@ -356,10 +356,8 @@ impl Partition {
     /// Gives the keys that `from` holds, and those that nobody holds, to another.
     pub(super) fn hand_over(&mut self, keys: &[TokenKey], from: Holder, to: Holder) {
         for key in keys {
-            let holder = self.index.entry(*key).or_insert(to);
-            if *holder == from {
-                *holder = to;
-            }
+            self.index.leave(key, from);
+            self.index.claim(*key, to);
         }
     }
 
@@ -368,11 +366,7 @@ impl Partition {
         let Some(work) = self.works.get(id) else { return };
         let refused = work.refused.as_ref().map_or(&[][..], |keys| keys.as_slice());
         for key in work.keys.as_slice().iter().chain(refused) {
-            if let hashbrown::hash_map::Entry::Occupied(entry) = self.index.entry(*key)
-                && *entry.get() == Holder::Work(id)
-            {
-                entry.remove();
-            }
+            self.index.leave(key, Holder::Work(id));
         }
     }
 }

@@ -31,6 +31,7 @@ mod judge;
 mod leave;
 mod record;
 mod replies;
+mod resting;
 mod restore;
 mod starts;
 #[cfg(all(test, feature = "testing"))]
@@ -45,7 +46,7 @@ use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use slab::Slab;
 use tokio::sync::{mpsc, watch};
 
@@ -63,15 +64,17 @@ use crate::message::Batch;
 use crate::metrics::PartitionMeters;
 use crate::outcome::Open;
 use crate::patience::Said;
-use crate::store::lookups::{Answer, Loading};
-use crate::store::{Changes, Known, PartitionId};
+use crate::store::lookups::Answer;
+use crate::store::{Changes, PartitionId};
 use crate::token::TokenKey;
 use crate::window::{PartitionTime, Window};
-use hold::{Blocked, Loads};
-use record::Unsent;
+use hold::{Blocked, Loads, Name};
+use record::{Submitted, Unsent};
+use resting::Rests;
+pub(crate) use resting::{Found, find};
 pub(crate) use starts::Starts;
 pub(crate) use wiring::{Assignment, Control, Wiring};
-use work::{Index, OpenId, Resting, Work, WorkId};
+use work::{Index, OpenId, Work, WorkId};
 
 /// Waiting for one batch of look-ups.
 struct Asked {
@@ -84,15 +87,6 @@ enum Who {
     Works(Vec<(WorkId, usize)>),
     /// Acts of the order under way, by their place in it.
     Order(Vec<(usize, usize)>),
-}
-
-/// One group handed to the journal.
-struct Submitted {
-    number: u64,
-    at: Instant,
-    ids: Vec<WorkId>,
-    /// The commit point that may be committed once this group is durable.
-    point: Option<CommitPoint>,
 }
 
 /// Groups of one partition on their way to the disk at once: while one becomes durable, the next collects.
@@ -126,7 +120,7 @@ pub(crate) struct Partition {
     ledger: Ledger,
     time: PartitionTime,
     works: Slab<Work>,
-    resting: Slab<Resting>,
+    resting: Rests,
     index: Index,
     held: usize,
     held_bytes: usize,
@@ -156,9 +150,15 @@ pub(crate) struct Partition {
     retry_due: BTreeSet<(i64, OpenId)>,
     /// Keys of which a message is held.
     blocked: HashMap<u64, Blocked>,
+    /// How often one more key came to be held up.
+    blocks: u64,
     /// Held messages whose key is theirs now.
-    freed: VecDeque<OpenId>,
+    freed: VecDeque<(OpenId, Name)>,
     loads: Option<Loads>,
+    /// Held messages that are loaded, in the order in which they run, before what has come since.
+    returned: VecDeque<WorkId>,
+    /// Held messages that are given up without another attempt, and have not ended yet.
+    leaving_works: HashSet<WorkId>,
 
     // Acts.
     acting: Option<acts::Acting>,
@@ -187,7 +187,7 @@ pub(crate) struct Partition {
     control: watch::Receiver<Control>,
     draining: Option<Draining>,
     /// Held messages on their way from the store, to be given up.
-    leaving: Option<(Leaving, Loading)>,
+    leaving: Option<(Leaving, Loads)>,
     stopped: Option<Error>,
 }
 
@@ -221,7 +221,7 @@ enum Wake {
     ),
     Attempt(WorkId, crate::attempt::Event),
     Sent(WorkId, Result<(), Unsent>),
-    Loaded(Result<Result<Known, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
+    Leaving(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
     Held(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
     /// The held messages that verdicts are about.
     Decided(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
@@ -236,7 +236,7 @@ impl Partition {
             id,
             gate,
             start,
-            known,
+            found,
             accounts,
             batches,
             orders,
@@ -272,7 +272,7 @@ impl Partition {
             assigned_at: now,
             assigned_ms: wall_ms,
             works: Slab::new(),
-            resting: Slab::new(),
+            resting: Rests::default(),
             index: Index::default(),
             held: 0,
             held_bytes: 0,
@@ -291,10 +291,13 @@ impl Partition {
             due: Vec::new(),
             retry_due: BTreeSet::new(),
             blocked: HashMap::new(),
+            blocks: 0,
             freed: VecDeque::new(),
             loads: None,
             acting: None,
             orders,
+            returned: VecDeque::new(),
+            leaving_works: HashSet::new(),
             own: starts::Own::new(&wiring.starts),
             changes: Changes::new(id),
             letters: Vec::new(),
@@ -317,7 +320,7 @@ impl Partition {
             stopped: None,
             wiring,
         };
-        partition.restore(known, wall_ms);
+        partition.restore(found);
         partition
     }
 
@@ -354,10 +357,9 @@ impl Partition {
                 Wake::Judged(answer) => self.judged(answer)?,
                 Wake::Attempt(id, event) => self.attempt_event(id, event)?,
                 Wake::Sent(id, result) => self.sent(id, result),
-                Wake::Loaded(known) => {
-                    let why = self.leaving.take().map(|(why, _)| why);
-                    let known = known.map_err(|_| gone())?;
-                    self.leave(why, known.map_err(|error| Stop::Error(Error::Store(error)))?);
+                Wake::Leaving(held) => {
+                    let held = held.map_err(|_| gone())?;
+                    self.leave(&held.map_err(|error| Stop::Error(Error::Store(error)))?);
                 }
                 Wake::Held(held) => {
                     let held = held.map_err(|_| gone())?;
@@ -401,6 +403,7 @@ impl Partition {
             self.try_again(id)?;
         }
         self.drain_attempt_events()?;
+        self.load_leaving(Leaving::TooOld);
         self.load_due();
         self.ask();
         self.start_begun()?;
@@ -430,9 +433,9 @@ impl Partition {
             changed = self.control.changed() => Wake::Control(changed.is_ok()),
             () = self.acks.changed(), if !self.submitted.is_empty() => Wake::Durable,
             answer = async { match asked.front_mut() { Some(asked) => (&mut asked.answer).await, None => std::future::pending().await } } => Wake::Judged(answer),
-            known = async { match leaving { Some((_, loading)) => loading.await, None => std::future::pending().await } } => Wake::Loaded(known),
+            held = async { match leaving { Some((_, loads)) => (&mut loads.answer).await, None => std::future::pending().await } } => Wake::Leaving(held),
             held = async { match loads { Some(loads) => (&mut loads.answer).await, None => std::future::pending().await } } => Wake::Held(held),
-            held = async { match verdicts { Some(loading) => (&mut loading.answer).await, None => std::future::pending().await } } => Wake::Decided(held),
+            held = async { match verdicts { Some(loading) => (&mut loading.loads.answer).await, None => std::future::pending().await } } => Wake::Decided(held),
             Some(order) = self.orders.recv(), if takes_orders => Wake::Order(order),
             (id, event) = std::future::poll_fn(|cx| attempts.poll_event(cx)) => Wake::Attempt(id, event),
             Some((id, result)) = self.sending.next(), if !self.sending.is_empty() => Wake::Sent(id, result),

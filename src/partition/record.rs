@@ -8,10 +8,10 @@
 use futures_util::FutureExt as _;
 
 use super::work::{Holder, OpenId, Origin, Phase, Resting, RestingState, WorkId};
-use super::{Leaving, Partition, Stop, Submitted};
+use super::{Partition, Stop};
 use crate::accounts::Account;
 use crate::broker::{self, Letter};
-use crate::clock;
+use crate::clock::{self, Instant};
 use crate::dead_letter::{self, Lineage};
 use crate::ledger::CommitPoint;
 use crate::message::Kept;
@@ -214,11 +214,12 @@ impl Partition {
 
     /// Its hold is durable: the message is complete, its token stays open.
     fn held(&mut self, id: WorkId) {
-        let Some(work) = self.works.get_mut(id) else {
+        let Some(work) = self.works.get(id) else {
             return;
         };
         let Some(why) = work.held_for else { return };
         let (behind, offset) = (work.held_behind, work.offset());
+        let behind = behind.filter(|first| self.have_a_key_in_common(id, *first));
         // It waited twice behind its token: found in the store, and delivered again. They share one record.
         let first = behind.and_then(|first| self.resting.get(first));
         let is_held = |behind: &OpenId| self.resting.get(*behind).is_some_and(|r| r.offset == offset);
@@ -245,8 +246,9 @@ impl Partition {
             first_seen_ms: work.first_seen_ms(),
             state: RestingState::Held(why),
             behind: Vec::new(),
+            is_its_turn: false,
         };
-        let keys = work.keys.clone();
+        let (keys, name) = (work.keys.clone(), resting.name());
         let open = self.resting.insert(resting);
         if let Some(first) = behind.and_then(|first| self.resting.get_mut(first)) {
             first.behind.push(open);
@@ -259,8 +261,19 @@ impl Partition {
                 self.retry_due.insert((due_ms, open));
             }
             HeldFor::Key => self.held_behind_key(order, open),
+            // The record left its rest while this one was on the way to the disk, and nobody will come back for it.
+            HeldFor::Token if behind.is_none() => self.freed.push_back((open, name)),
             HeldFor::InDoubt | HeldFor::Token => {}
         }
+    }
+
+    /// Whether that record is the one that this work is held behind: another may have its number by now.
+    fn have_a_key_in_common(&self, id: WorkId, open: OpenId) -> bool {
+        let (Some(work), Some(resting)) = (self.works.get(id), self.resting.get(open)) else {
+            return false;
+        };
+        let keys = resting.keys.as_slice();
+        work.keys.as_slice().iter().any(|key| keys.contains(key))
     }
 
     /// The message is complete. Whoever waited behind it shares a durable outcome, or is judged anew.
@@ -271,6 +284,9 @@ impl Partition {
         let Some(mut work) = self.works.try_remove(id) else {
             return;
         };
+        if !self.leaving_works.is_empty() {
+            self.leaving_works.remove(&id);
+        }
         // 9 has the tokens n and o and waits behind 7, which has n; so does 21, which has both, while 23, which has o, waits behind
         // 9. Once 7 has ended 21 waits behind 9 too, after 23: taken in that order 23 would run first, and 21 would find its token
         // closed above itself and pass for a redelivery.
@@ -300,8 +316,7 @@ impl Partition {
             let single = waiting.keys.as_slice().len() == 1;
             match closed {
                 // The outcome is durable, and nobody has opened the token since: no look-up is needed to share it.
-                Some(closed) if single && !self.index.contains_key(&key) => {
-                    self.index.insert(key, Holder::Work(waiter));
+                Some(closed) if single && self.index.claim(key, Holder::Work(waiter)).is_none() => {
                     self.meets_closed(waiter, closed, 1);
                 }
                 _ => self.enter(waiter),
@@ -433,7 +448,6 @@ impl Partition {
             self.publish_due = self.now + self.wiring.commit_every;
             self.publish_now = true;
             self.show();
-            self.load_leaving(Leaving::TooOld);
         }
         if !self.publish_now || self.is_published() || self.submitted.len() >= super::SUBMITTED_MAX {
             return;
@@ -451,6 +465,15 @@ impl Partition {
             written_ms: self.wiring.clock.wall_ms(),
         });
     }
+}
+
+/// One group handed to the journal.
+pub(super) struct Submitted {
+    pub(super) number: u64,
+    pub(super) at: Instant,
+    pub(super) ids: Vec<WorkId>,
+    /// The commit point that may be committed once this group is durable.
+    pub(super) point: Option<CommitPoint>,
 }
 
 /// What was not acknowledged of what was sent together.

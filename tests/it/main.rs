@@ -34,6 +34,7 @@ mod killed_store;
 mod member;
 mod memory;
 mod mock;
+mod operator;
 mod outcomes;
 mod protocols;
 mod rebalance;

@@ -19,6 +19,7 @@ mod held;
 mod holds;
 mod journal;
 mod limits;
+mod many;
 mod outcomes;
 mod random;
 mod rebuilds;
