@@ -24,8 +24,8 @@ const LOAD_MAX: usize = 256;
 /// A key of which a message is held.
 #[derive(Debug, Default)]
 pub(super) struct Blocked {
-    /// The one that the others wait for has not ended.
-    is_waiting: bool,
+    /// Those that the others wait for, and that have not ended. Mostly one; several where some of them are in doubt.
+    waiting: usize,
     /// On their way to the disk, to be held behind it.
     holding: usize,
     /// Held behind it, in the order in which they run.
@@ -86,6 +86,9 @@ impl Partition {
 
     /// Whether later messages of its key wait for a message that is held for that.
     pub(super) fn blocks(&self, why: HeldFor) -> bool {
+        if crate::crash::is_off("key") {
+            return false;
+        }
         let policy = &self.wiring.policy;
         match why {
             HeldFor::Retry { .. } => policy.after_hold == AfterHold::BlockKey,
@@ -109,8 +112,10 @@ impl Partition {
         }
         match (blocks, work.blocks.or(work.order)) {
             (true, Some(order)) => {
-                work.blocks = Some(order);
-                self.block(order);
+                // One that held it up before, and is held again, counts once.
+                if work.blocks.replace(order).is_none() {
+                    self.block(order);
+                }
             }
             _ => self.end_block(id),
         }
@@ -150,7 +155,7 @@ impl Partition {
 
     /// Others of that key are held until somebody says that it is over.
     pub(super) fn block(&mut self, order: u64) {
-        self.blocked.entry(order).or_default().is_waiting = true;
+        self.blocked.entry(order).or_default().waiting += 1;
     }
 
     /// Everything is taken up: whoever waits for nobody runs.
@@ -168,17 +173,21 @@ impl Partition {
             return;
         };
         if let Some(blocked) = self.blocked.get_mut(&order) {
-            blocked.is_waiting = false;
+            blocked.waiting = blocked.waiting.saturating_sub(1);
             self.run_next_of(order);
         }
     }
 
     fn run_next_of(&mut self, order: u64) {
-        let Some(blocked) = self.blocked.get_mut(&order).filter(|blocked| !blocked.is_waiting) else {
+        let Some(blocked) = self
+            .blocked
+            .get_mut(&order)
+            .filter(|blocked| blocked.waiting == 0)
+        else {
             return;
         };
         if let Some(next) = blocked.queue.pop_front() {
-            blocked.is_waiting = true;
+            blocked.waiting = 1;
             self.freed.push_back(next);
         } else if blocked.holding == 0 {
             self.blocked.remove(&order);
