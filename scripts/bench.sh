@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # Measures hapax: each step by itself, then end to end beside a bare loop and Kafka Streams, on a Kafka of its own.
 #
-#   bench.sh [--messages N] [--rounds N] [--only NAME]... [--reopen-tokens N] [--wide-messages N]
+#   bench.sh [--messages N] [--rounds N] [--only NAME]... [--reopen-tokens N] [--wide-messages N] [--slow-messages N]
+#            [--held-messages N]
 #
 # --messages N       in the topic that the contestants read (2000000)
 # --rounds N         how often each contestant runs; figures are medians (3)
 # --only NAME        only that: micro, bare, bare_defaults, local, replicated, non_idempotent,
-#                    replicated_non_idempotent, streams_alo, streams_eos, restore, streams_restore, reopen_10m, rss_200_partitions, latency, rolling_restart; may be repeated. A target is asked for only where its figures were measured
+#                    replicated_non_idempotent, streams_alo, streams_eos, restore, streams_restore, reopen_10m, rss_200_partitions, latency, rolling_restart,
+#                    held, duplicates, slow; may be repeated. A target is asked for only where its figures were measured
 # --reopen-tokens N  tokens of the store that is reopened (10000000)
 # --wide-messages N  in the topic of 200 partitions (1000000)
+# --slow-messages N  in the topic for slow handlers (200000)
+# --held-messages N  held beside the hot path (1000000)
 #
 # Ends with a line for each figure, `bench NAME VALUE UNIT`. Exit codes: 0 all targets reached, 1 one was missed or a
 # contestant failed (the line says which), 2 wrong usage, 3 Java 17 or Maven is missing.
@@ -21,7 +25,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' scripts/bench.sh >&2; exit 2; }
 say() { echo "bench: $*" >&2; }
 
-messages=2000000 rounds=3 reopen_tokens=10000000 wide_messages=1000000 only=()
+messages=2000000 rounds=3 reopen_tokens=10000000 wide_messages=1000000 slow_messages=200000 held_messages=1000000 only=()
 while [ $# -gt 0 ]; do
     [ $# -ge 2 ] || usage
     case $1 in
@@ -29,12 +33,14 @@ while [ $# -gt 0 ]; do
     --rounds) rounds=$2 ;;
     --reopen-tokens) reopen_tokens=$2 ;;
     --wide-messages) wide_messages=$2 ;;
+    --slow-messages) slow_messages=$2 ;;
+    --held-messages) held_messages=$2 ;;
     --only) only+=("$2") ;;
     *) usage ;;
     esac
     shift 2
 done
-for number in "$messages" "$rounds" "$reopen_tokens" "$wide_messages"; do
+for number in "$messages" "$rounds" "$reopen_tokens" "$wide_messages" "$slow_messages" "$held_messages"; do
     case $number in '' | *[!0-9]* | 0*) say "not a number of at least 1: '$number'"; exit 2 ;; esac
 done
 
@@ -85,9 +91,11 @@ load() {
 }
 load bench "$messages" 4
 if wanted rss_200_partitions; then load bench-wide "$wide_messages" 200; fi
+if wanted slow; then load bench-slow "$slow_messages" 4; fi
 
 status=0
 "$e2e" run --brokers "$brokers" --topic bench --wide-topic bench-wide --messages "$messages" --rounds "$rounds" \
     --reopen-tokens "$reopen_tokens" --work "$work" --streams benches/peers/streams \
+    --parallel benches/peers/parallel --slow-topic bench-slow --slow-messages "$slow_messages" --held-messages "$held_messages" \
     ${end_to_end[@]+"${end_to_end[@]}"} || status=$?
 exit "$status"

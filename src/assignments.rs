@@ -27,9 +27,9 @@ use crate::journal::{Acks, Submission};
 use crate::ledger::CommitPoint;
 use crate::limits::Budget;
 use crate::message::Batch;
-use crate::partition::{Assignment, Control, Partition, Wiring};
+use crate::partition::{Assignment, Control, Found, Partition, Wiring, find};
 use crate::rebuild::Plan;
-use crate::store::{Changes, Known, PartitionId, Position, Store, StoreId, TopicId};
+use crate::store::{Changes, PartitionId, Position, Store, StoreId, TopicId};
 pub(crate) use start::Rules;
 
 mod start;
@@ -73,7 +73,7 @@ pub(crate) struct Prepared {
     pub(crate) id: PartitionId,
     pub(crate) start: CommitPoint,
     gate: Gate,
-    known: Known,
+    found: Vec<Found>,
     /// Its fence and position, where they are not written yet: where they have to go into the changelog, and where the
     /// window has to be rebuilt before.
     raise: Option<Changes>,
@@ -233,7 +233,7 @@ impl Assignments {
             )));
         };
         let (topic, wiring) = (topic.clone(), Arc::clone(&wiring.1));
-        let known = self.store.load(id)?;
+        let (known, found) = find(&*self.store, id, wiring.policy.concurrency)?;
         let (start, cold) = self.rules.start(known.position, facts);
         let start = self.rules.within_the_log(&topic, id.partition, start, facts)?;
         let rebuilds = cold.is_some() && self.cold == Cold::Rebuild;
@@ -301,7 +301,7 @@ impl Assignments {
             id,
             start,
             gate,
-            known,
+            found,
             raise,
             rebuild,
             wiring,
@@ -331,7 +331,8 @@ impl Assignments {
             self.store.apply(&[changes])?;
         }
         // What was begun below the commit point is gone.
-        prepared.known = self.store.load(prepared.id)?;
+        let concurrency = prepared.wiring.policy.concurrency;
+        prepared.found = find(&*self.store, prepared.id, concurrency)?.1;
         self.cold_ids.remove(&prepared.id);
         self.show_cold();
         Ok(())
@@ -370,7 +371,7 @@ impl Assignments {
             id,
             start,
             gate,
-            known,
+            found,
             wiring,
             ..
         } = prepared;
@@ -383,7 +384,7 @@ impl Assignments {
             id,
             gate: gate.clone(),
             start,
-            known,
+            found,
             accounts: accounts.clone(),
             batches: inbox,
             orders: asked,
@@ -494,22 +495,15 @@ impl Assignments {
     ) -> Result<Vec<PartitionId>, Error> {
         let mut strays = Vec::new();
         for id in self.store.partitions()? {
-            if self.live.contains_key(&id)
-                || ours.contains(&id)
-                || !self.topics.values().any(|(topic, _)| *topic == id.topic)
-            {
+            if self.live.contains_key(&id) || ours.contains(&id) {
                 continue;
             }
-            let known = self.store.load(id)?;
-            let Some(position) = known.position.filter(|_| {
-                known
-                    .open
-                    .iter()
-                    .any(|open| !matches!(open.stage, crate::outcome::Stage::Begun { message: None, .. }))
-            }) else {
+            let Some((_, wiring)) = self.topics.values().find(|(topic, _)| *topic == id.topic) else {
                 continue;
             };
-            let Some((_, wiring)) = self.topics.values().find(|(topic, _)| *topic == id.topic) else {
+            let (known, found) = find(&*self.store, id, wiring.policy.concurrency)?;
+            let is_kept = found.iter().any(|found| !found.is_with_kafka());
+            let Some(position) = known.position.filter(|_| is_kept) else {
                 continue;
             };
             let start = CommitPoint {
@@ -521,7 +515,7 @@ impl Assignments {
                 id,
                 start,
                 gate,
-                known,
+                found,
                 raise: None,
                 rebuild: None,
                 wiring: Arc::clone(wiring),

@@ -47,14 +47,6 @@ pub(crate) enum State {
 }
 
 impl State {
-    /// Whether the message is held for later.
-    pub(crate) const fn is_held(self) -> bool {
-        matches!(
-            self,
-            Self::InDoubt | Self::Behind(_) | Self::Retry(_) | Self::BehindKey
-        )
-    }
-
     /// Every name.
     pub(crate) const NAMES: [&'static str; 6] = [
         "begun",
@@ -96,11 +88,6 @@ impl Entry {
     /// Where the message is: `orders[3]@17`.
     pub(crate) fn place(&self) -> String {
         format!("{}[{}]@{}", self.topic, self.id.partition, self.offset)
-    }
-
-    /// The token's key under its first source.
-    pub(crate) fn token(&self) -> String {
-        self.keys.first().map_or_else(String::new, ToString::to_string)
     }
 
     fn is_at(&self, topic: &str, partition: i32, offset: i64) -> bool {

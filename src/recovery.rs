@@ -78,7 +78,7 @@ impl Intake {
         (low, high): (i64, i64),
         most: Most,
     ) -> Result<(Self, bool), Error> {
-        let known = store.load(id)?.changelog;
+        let known = store.visit(id, &mut |_| {})?.changelog;
         // Nothing was deleted that the store has not seen, and it is no log that was made again.
         let resumed = known.filter(|next| (low..=high).contains(next));
         if resumed.is_none() {

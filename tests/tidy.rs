@@ -29,6 +29,8 @@ const ONE_PLACE: &[(&str, &[&str])] = &[
     ("axum", &["src/admin/"]),
     ("metrics_exporter_prometheus", &["src/admin/"]),
     ("clap", &["src/cli/"]),
+    ("ureq", &["src/cli/port.rs"]),
+    ("base64", &["src/admin/shapes.rs"]),
     ("metrics", &["src/metrics.rs", "src/admin/"]),
 ];
 

@@ -1,6 +1,7 @@
 //! The contestants that run in a process of this program. Each prints one line of JSON, or fails.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use hapax::accounts::Account;
-use hapax::config::{ByteCount, Durability, Listen};
+use hapax::config::{ByteCount, Durability, Layer, Listen};
 use hapax::{Class, Consumer, Context, Summary, Topic, Window};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -19,14 +20,14 @@ use tracing_subscriber::Layer as _;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::broker::Observer;
+use crate::broker::{Ends, Observer};
 use crate::serve::serve;
-use crate::{Result, filled, process};
+use crate::{Result, filled, held, process, slow, twice};
 
 /// The header that all contestants read the token from.
 pub(crate) const HEADER: &str = "idempotency-key";
 /// All that was run is recorded and committed within this, or the run has failed.
-const COMMITTED_WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const COMMITTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A run in which no handler is called for so long has failed.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -76,6 +77,16 @@ pub(crate) enum Kind {
     Fill,
     /// Opens that store, loads its partitions, closes it.
     Reopen,
+    /// A store with so many held messages, due one after another within an hour from now.
+    FillHeld,
+    /// hapax with an idempotent handler that does nothing, on such a store or on an empty one.
+    Held,
+    /// hapax over unique messages, and over the same ones again.
+    Once,
+    Twice,
+    /// hapax by key with a handler that sleeps, and with one that does nothing.
+    Slow,
+    Quick,
     /// hapax until its input is closed: measured from outside.
     ServeLocal,
     ServeReplicated,
@@ -95,6 +106,15 @@ pub(crate) struct Measured {
     pub(crate) rss_kib: u64,
     /// Seconds on a processor by thread, at the last message.
     pub(crate) cpu: BTreeMap<String, f64>,
+    /// From the start of the consumer to the first handler of a fresh message.
+    #[serde(default)]
+    pub(crate) start_seconds: f64,
+    /// How late held messages started that came due meanwhile, in milliseconds.
+    #[serde(default)]
+    pub(crate) late_ms: Vec<i64>,
+    /// What a call of the handler took, on average.
+    #[serde(default)]
+    pub(crate) handler_seconds: f64,
 }
 
 pub(crate) fn run(task: Task) -> Result<()> {
@@ -120,6 +140,12 @@ pub(crate) fn run(task: Task) -> Result<()> {
         Kind::Replicated => hapax(&task, Class::Idempotent, Durability::Replicated),
         Kind::ReplicatedNonIdempotent => hapax(&task, Class::NonIdempotent, Durability::Replicated),
         Kind::Restore => restore(&task, &restores),
+        Kind::FillHeld => held::fill(&task),
+        Kind::Held => held::consume(&task),
+        Kind::Once => twice::consume(&task, Account::Done),
+        Kind::Twice => twice::consume(&task, Account::Duplicate),
+        Kind::Slow => slow::consume(&task, slow::SLEEP),
+        Kind::Quick => slow::consume(&task, Duration::ZERO),
         Kind::Fill => fill(&task),
         Kind::Reopen => reopen(&task),
     }?;
@@ -177,6 +203,7 @@ fn bare(task: &Task) -> Result<Measured> {
         end_seconds: 0.0,
         rss_kib: process::peak_rss_kib()?,
         cpu: process::cpu_by_thread()?,
+        ..Measured::default()
     })
 }
 
@@ -185,18 +212,28 @@ fn properties(task: &Task) -> Result<Vec<(&str, &str)>> {
     Ok(pairs.collect::<Option<_>>().ok_or("--set wants KEY=VALUE")?)
 }
 
-/// What the handler counts.
+/// What is counted: calls of the handler, or messages read.
 #[derive(Debug)]
-struct Progress {
+pub(crate) struct Progress {
     wanted: u64,
-    ran: AtomicU64,
-    first: OnceLock<Instant>,
-    last: OnceLock<Instant>,
+    pub(crate) ran: AtomicU64,
+    pub(crate) first: OnceLock<Instant>,
+    pub(crate) last: OnceLock<Instant>,
     all: tokio::sync::Notify,
 }
 
 impl Progress {
-    fn one(&self) {
+    pub(crate) fn new(wanted: u64) -> Self {
+        Self {
+            wanted,
+            ran: AtomicU64::new(0),
+            first: OnceLock::new(),
+            last: OnceLock::new(),
+            all: tokio::sync::Notify::new(),
+        }
+    }
+
+    pub(crate) fn one(&self) {
         let before = self.ran.fetch_add(1, Ordering::Relaxed);
         if before == 0 {
             let _ = self.first.set(Instant::now());
@@ -208,7 +245,7 @@ impl Progress {
     }
 
     /// Waits for the last handler; `false` once none has been called for too long.
-    async fn all_have_run(&self) -> bool {
+    pub(crate) async fn all_have_run(&self) -> bool {
         let mut seen = 0;
         while tokio::time::timeout(SILENCE_MAX, self.all.notified())
             .await
@@ -233,39 +270,81 @@ fn hapax(task: &Task, class: Class, durability: Durability) -> Result<Measured> 
     if held != task.count {
         return Err(format!("topic {} holds {held} messages, not {}", task.topic, task.count).into());
     }
-    let progress = Arc::new(Progress {
-        wanted: task.count,
-        ran: AtomicU64::new(0),
-        first: OnceLock::new(),
-        last: OnceLock::new(),
-        all: tokio::sync::Notify::new(),
-    });
+    let progress = Arc::new(Progress::new(task.count));
     let topic = Topic::bytes(&task.topic, class)
         .window(Window::hours(24))
         .state(Arc::clone(&progress));
+    let consumer = configured(task, durability, |_| {})?.handle(
+        topic,
+        |_payload, cx: Context<Arc<Progress>>| async move {
+            cx.state().one();
+            Ok(())
+        },
+    );
+    let ended = to_the_end(consumer, observer, ends, progress.all_have_run())?;
+    let ran = progress.ran.load(Ordering::Relaxed);
+    let Ended {
+        summary,
+        committed,
+        cpu,
+    } = ended.ok_or_else(|| {
+        format!(
+            "{ran} handlers have run, {} are expected, and no more came",
+            task.count
+        )
+    })?;
+    check(&summary, task.count)?;
+    let (first, last) = (progress.first.get(), progress.last.get());
+    let (first, last) = first.zip(last).ok_or("no handler has run")?;
+    Ok(Measured {
+        count: task.count,
+        seconds: committed.duration_since(*first).as_secs_f64(),
+        end_seconds: committed.duration_since(*last).as_secs_f64(),
+        rss_kib: process::peak_rss_kib()?,
+        cpu,
+        ..Measured::default()
+    })
+}
+
+/// What is the same for everybody: dead letters have somewhere to go, and several may run on one machine.
+pub(crate) fn configured(
+    task: &Task,
+    durability: Durability,
+    change: impl FnOnce(&mut Layer),
+) -> Result<Consumer> {
     let properties = properties(task)?;
     let consumer = match durability {
         Durability::Replicated => Consumer::replicated(&task.group, &task.state_dir),
         _ => Consumer::local(&task.group, &task.state_dir),
     };
-    let consumer = consumer
-        .brokers(&task.brokers)
-        .with(|layer| {
-            layer.kafka = properties.into_iter().collect();
-            layer.memory = task.memory_mib.map(ByteCount::mib);
-            // The clock stops at the last commit: at the default, a second, waiting for it would count as work. Ten times
-            // the commits are paid for by hapax.
-            layer.commit_every = Some(Duration::from_millis(100));
-            // hapax starts only where dead letters have somewhere to go; none is expected.
-            layer.dead_letter.create = Some(true);
-            // Several of these may run on one machine.
-            layer.admin.listen = Some(Listen::Off);
-        })
-        .handle(topic, |_payload, cx: Context<Arc<Progress>>| async move {
-            cx.state().one();
-            Ok(())
-        });
+    Ok(consumer.brokers(&task.brokers).with(|layer| {
+        layer.kafka = properties.into_iter().collect();
+        layer.memory = task.memory_mib.map(ByteCount::mib);
+        // The clock stops at the last commit: at the default, a second, waiting for it would count as work. Ten times
+        // the commits are paid for by hapax.
+        layer.commit_every = Some(Duration::from_millis(100));
+        // hapax starts only where dead letters have somewhere to go; none is expected.
+        layer.dead_letter.create = Some(true);
+        layer.admin.listen = Some(Listen::Off);
+        change(layer);
+    }))
+}
 
+/// What a consumer came to that has run everything.
+pub(crate) struct Ended {
+    pub(crate) summary: Summary,
+    /// When another client saw the ends of the log committed.
+    pub(crate) committed: Instant,
+    pub(crate) cpu: BTreeMap<String, f64>,
+}
+
+/// Runs until everything has run and is committed; `None` where `all` says that no more comes.
+pub(crate) fn to_the_end(
+    consumer: Consumer,
+    observer: Observer,
+    ends: Ends,
+    all: impl Future<Output = bool>,
+) -> Result<Option<Ended>> {
     let (run_out, ran_out) = mpsc::channel();
     let watcher = thread::Builder::new()
         .name("bench-observer".into())
@@ -277,7 +356,7 @@ fn hapax(task: &Task, class: Class, durability: Durability) -> Result<Measured> 
     let mut cpu = Ok(BTreeMap::new());
     let runtime = tokio::runtime::Runtime::new()?;
     let summary = runtime.block_on(consumer.run_until(async {
-        if progress.all_have_run().await {
+        if all.await {
             cpu = process::cpu_by_thread();
             let _ = run_out.send(());
         }
@@ -285,28 +364,18 @@ fn hapax(task: &Task, class: Class, durability: Durability) -> Result<Measured> 
     drop(run_out);
     let committed = watcher.join().map_err(|_| "the observer panicked")?;
     let summary = summary.map_err(|error| chain(&error))?;
-    let ran = progress.ran.load(Ordering::Relaxed);
-    let ended = || {
-        format!(
-            "{ran} handlers have run, {} are expected, and no more came",
-            task.count
-        )
+    let Some(committed) = committed else {
+        return Ok(None);
     };
-    let committed = committed.ok_or_else(ended)??;
-    check(&summary, task.count)?;
-    let (first, last) = (progress.first.get(), progress.last.get());
-    let (first, last) = first.zip(last).ok_or("no handler has run")?;
-    Ok(Measured {
-        count: task.count,
-        seconds: committed.duration_since(*first).as_secs_f64(),
-        end_seconds: committed.duration_since(*last).as_secs_f64(),
-        rss_kib: process::peak_rss_kib()?,
+    Ok(Some(Ended {
+        summary,
+        committed: committed?,
         cpu: cpu?,
-    })
+    }))
 }
 
 /// Every message is done, once, and the books balance.
-fn check(summary: &Summary, wanted: u64) -> Result<()> {
+pub(crate) fn check(summary: &Summary, wanted: u64) -> Result<()> {
     let (mut taken, mut done) = (0, 0);
     for balance in &summary.balances {
         taken += balance.taken;
@@ -415,6 +484,7 @@ fn restore(task: &Task, restores: &Restores) -> Result<Measured> {
         end_seconds: 0.0,
         rss_kib: process::peak_rss_kib()?,
         cpu: cpu?,
+        ..Measured::default()
     })
 }
 
@@ -428,6 +498,7 @@ fn fill(task: &Task) -> Result<Measured> {
         end_seconds: 0.0,
         rss_kib: process::peak_rss_kib()?,
         cpu: process::cpu_by_thread()?,
+        ..Measured::default()
     })
 }
 
@@ -452,5 +523,6 @@ fn reopen(task: &Task) -> Result<Measured> {
         end_seconds: 0.0,
         rss_kib: process::peak_rss_kib()?,
         cpu: process::cpu_by_thread()?,
+        ..Measured::default()
     })
 }

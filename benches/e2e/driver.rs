@@ -11,8 +11,9 @@ use std::process::{Command, Stdio};
 use crate::broker::Observer;
 use crate::contestants::Measured;
 use crate::figures::{self, Figure, median};
+use crate::paced::Pace;
 use crate::stored::{self, Stored};
-use crate::{Result, Run, paced, process, streams};
+use crate::{Result, Run, paced, pairs, process, streams};
 
 /// In the order of the first round.
 const CONTESTANTS: [&str; 10] = [
@@ -28,7 +29,15 @@ const CONTESTANTS: [&str; 10] = [
     "streams_restore",
 ];
 /// What is measured once, after the rounds.
-const SINGLE: [&str; 4] = ["reopen_10m", "rss_200_partitions", "latency", "rolling_restart"];
+const SINGLE: [&str; 7] = [
+    "reopen_10m",
+    "rss_200_partitions",
+    "latency",
+    "rolling_restart",
+    "held",
+    "duplicates",
+    "slow",
+];
 
 /// A tenth of what `replicated` makes, where that was not measured in the same run.
 const PACE: f64 = 45_000.0;
@@ -80,6 +89,12 @@ pub(crate) fn run(run: &Run) -> Result<bool> {
         println!();
         let state = State::new(run, "rolling")?;
         figures.extend(paced::rolling(run, &state.0)?);
+    }
+    for (name, measure) in pairs::ALL {
+        if wanted(run, name) {
+            println!();
+            figures.extend(measure(run)?);
+        }
     }
     println!();
     for figure in &figures {
@@ -159,10 +174,10 @@ fn bytes_per_key(entry: &Entry, stored: &Stored) -> f64 {
 }
 
 /// A state directory that is there for one run.
-struct State(PathBuf);
+pub(crate) struct State(pub(crate) PathBuf);
 
 impl State {
-    fn new(run: &Run, name: &str) -> Result<Self> {
+    pub(crate) fn new(run: &Run, name: &str) -> Result<Self> {
         let dir = run.work.join(format!("state-{name}"));
         std::fs::create_dir(&dir)?;
         Ok(Self(dir))
@@ -225,7 +240,7 @@ fn contest(run: &Run, round: usize, name: &'static str) -> Result<Entry> {
 }
 
 /// Starts this program again as that contestant, and reads its one line.
-fn contestant(kind: &str, state_dir: &Path, count: u64, arguments: &[&str]) -> Result<Measured> {
+pub(crate) fn contestant(kind: &str, state_dir: &Path, count: u64, arguments: &[&str]) -> Result<Measured> {
     let mut child = Command::new(std::env::current_exe()?)
         .args([
             "contestant",
@@ -359,7 +374,11 @@ fn latency(run: &Run, figures: &[Figure]) -> Result<Vec<Figure>> {
         ("local", ["local_p50", "local_p99"]),
     ] {
         let state = State::new(run, "paced")?;
-        let times = paced::latency(run, durability, rate as u64, &state.0)?;
+        let pace = Pace {
+            rate: rate as u64,
+            tokens: None,
+        };
+        let times = paced::latency(run, durability, pace, &state.0)?;
         println!(
             "latency: {durability} at {rate:.0} messages/s: {} ms at the median, {} ms at 99 %, from append to recorded outcome",
             times[0], times[1]

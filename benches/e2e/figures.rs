@@ -27,6 +27,12 @@ const TARGETS: &[(&str, Target)] = &[
     ("restore_vs_streams", Target::AtLeast(2.0)),
     ("bytes_per_key", Target::AtMost(32.0)),
     ("reopen_10m", Target::Below(2.0)),
+    ("held_vs_none", Target::AtLeast(0.95)),
+    ("held_due_p99", Target::AtMost(100.0)),
+    ("duplicates_vs_unique", Target::AtLeast(1.0)),
+    ("slow_of_ideal", Target::AtLeast(0.95)),
+    ("slow_vs_parallel", Target::AtLeast(1.0)),
+    ("quick_vs_parallel", Target::AtLeast(1.0)),
 ];
 
 impl Target {

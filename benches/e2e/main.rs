@@ -24,11 +24,15 @@ mod driver;
 mod figures;
 #[path = "../filled/mod.rs"]
 mod filled;
+mod held;
 mod paced;
+mod pairs;
 mod process;
 mod serve;
+mod slow;
 mod stored;
 mod streams;
+mod twice;
 
 /// Every error ends the bench, with its text.
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -75,7 +79,19 @@ struct Run {
     /// The folder of the Kafka Streams application.
     #[arg(long)]
     streams: PathBuf,
-    /// Only these contestants: bare, bare_defaults, local, replicated, non_idempotent, replicated_non_idempotent, streams_alo, streams_eos, restore, streams_restore, reopen_10m, rss_200_partitions, latency, rolling_restart.
+    /// The folder of the application of Parallel Consumer.
+    #[arg(long)]
+    parallel: PathBuf,
+    /// Filled with unique tokens, for handlers that are slow.
+    #[arg(long)]
+    slow_topic: String,
+    /// Messages in `--slow-topic`.
+    #[arg(long, default_value_t = 200_000)]
+    slow_messages: u64,
+    /// Held messages.
+    #[arg(long, default_value_t = 1_000_000)]
+    held_messages: u64,
+    /// Only these contestants: bare, bare_defaults, local, replicated, non_idempotent, replicated_non_idempotent, streams_alo, streams_eos, restore, streams_restore, reopen_10m, rss_200_partitions, latency, rolling_restart, held, duplicates, slow.
     #[arg(long)]
     only: Vec<String>,
 }

@@ -22,6 +22,7 @@ use rdkafka::message::{Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
 
+use crate::broker::Observer;
 use crate::contestants::HEADER;
 use crate::figures::{Figure, median};
 use crate::{Result, Run};
@@ -39,7 +40,10 @@ const MEASURED: Duration = Duration::from_secs(20);
 /// The rolling restart.
 const INSTANCES: usize = 3;
 const ROLLING_PARTITIONS: i32 = 64;
-const ROLLING_RATE: u64 = 6_400;
+const ROLLING_PACE: Pace = Pace {
+    rate: 6_400,
+    tokens: None,
+};
 /// Between the end of an instance and its next start.
 const AWAY: Duration = Duration::from_secs(2);
 /// The group is quiet once every partition has been served at least every so often, for so long.
@@ -47,12 +51,22 @@ const QUIET_GAP_MS: i64 = 1_000;
 const QUIET: Duration = Duration::from_secs(5);
 const QUIET_WITHIN: Duration = Duration::from_secs(120);
 
-/// Median and 99th percentile of the time from append to recorded outcome, at that many messages a second.
-pub(crate) fn latency(run: &Run, durability: &'static str, rate: u64, state: &Path) -> Result<[f64; 2]> {
-    let topic = format!("{}-paced-{durability}-{}", run.topic, std::process::id());
+/// What is sent at a steady pace.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// Messages a second.
+    pub(crate) rate: u64,
+    /// So many different tokens, over and over; each a new one where it is left out.
+    pub(crate) tokens: Option<u64>,
+}
+
+/// Median and 99th percentile of the time from append to recorded outcome. At the end nothing is left to be recorded.
+pub(crate) fn latency(run: &Run, durability: &'static str, pace: Pace, state: &Path) -> Result<[f64; 2]> {
+    let kind = pace.tokens.map_or("", |_| "-again");
+    let topic = format!("{}-paced-{durability}{kind}-{}", run.topic, std::process::id());
     create(&run.brokers, &topic, 4)?;
     let instance = Instance::start(run, &topic, durability, state)?;
-    let flow = Flow::start(&run.brokers, &topic, 4, rate)?;
+    let flow = Flow::start(&run.brokers, &topic, 4, pace)?;
     instance.await_service()?;
     thread::sleep(WARM);
     let begin_ms = wall_ms();
@@ -60,9 +74,11 @@ pub(crate) fn latency(run: &Run, durability: &'static str, rate: u64, state: &Pa
     let end_ms = wall_ms();
     let flown = flow.stop()?;
     instance.stop()?;
+    let observer = Observer::new(&run.brokers, &topic, &topic)?;
+    observer.await_committed(&observer.ends()?.0, ANSWER_MAX)?;
     let mut times = flown.times(begin_ms, end_ms)?;
     times.sort_unstable();
-    let wanted = rate * MEASURED.as_secs();
+    let wanted = pace.rate * MEASURED.as_secs();
     if (times.len() as u64) < wanted * 9 / 10 {
         return Err(format!(
             "{} messages were recorded in time, {wanted} were to be sent",
@@ -82,7 +98,7 @@ pub(crate) fn rolling(run: &Run, state: &Path) -> Result<Vec<Figure>> {
         .collect();
     let start = |dir: &PathBuf| Instance::start(run, &topic, "replicated", dir);
     let mut instances = dirs.iter().map(start).collect::<Result<Vec<_>>>()?;
-    let flow = Flow::start(&run.brokers, &topic, ROLLING_PARTITIONS, ROLLING_RATE)?;
+    let flow = Flow::start(&run.brokers, &topic, ROLLING_PARTITIONS, ROLLING_PACE)?;
     for instance in &instances {
         instance.await_service()?;
     }
@@ -127,12 +143,12 @@ pub(crate) fn rolling(run: &Run, state: &Path) -> Result<Vec<Figure>> {
 }
 
 /// Of sorted values.
-fn quantile(sorted: &[i64], part: f64) -> f64 {
+pub(crate) fn quantile(sorted: &[i64], part: f64) -> f64 {
     let place = (sorted.len() as f64 * part).ceil() as usize;
     sorted.get(place.max(1) - 1).copied().unwrap_or_default() as f64
 }
 
-fn wall_ms() -> i64 {
+pub(crate) fn wall_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
@@ -262,7 +278,7 @@ struct Flow {
 }
 
 impl Flow {
-    fn start(brokers: &str, topic: &str, partitions: i32, rate: u64) -> Result<Self> {
+    fn start(brokers: &str, topic: &str, partitions: i32, pace: Pace) -> Result<Self> {
         let over = Arc::new(AtomicBool::new(false));
         let producer: ThreadedProducer<Appended> = ClientConfig::new()
             .set("bootstrap.servers", brokers)
@@ -272,7 +288,7 @@ impl Flow {
         let to = topic.to_owned();
         let sender = thread::Builder::new()
             .name("bench-sender".into())
-            .spawn(move || send(&producer, &to, partitions, rate, &stop))?;
+            .spawn(move || send(&producer, &to, partitions, pace, &stop))?;
         // A commit that is still open is not waited for: it is seen once it is made.
         let client: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", brokers)
@@ -390,7 +406,7 @@ fn send(
     producer: &ThreadedProducer<Appended>,
     topic: &str,
     partitions: i32,
-    rate: u64,
+    pace: Pace,
     over: &AtomicBool,
 ) -> Result<Vec<Vec<i64>>> {
     let mut payload = Vec::new();
@@ -400,9 +416,10 @@ fn send(
     let begun = Instant::now();
     let mut sent = 0_u64;
     while !over.load(Ordering::Acquire) {
-        let due = u64::try_from(begun.elapsed().as_micros())? * rate / 1_000_000;
+        let due = u64::try_from(begun.elapsed().as_micros())? * pace.rate / 1_000_000;
         while sent < due {
-            let token = format!("{topic}-{sent}");
+            let number = pace.tokens.map_or(sent, |tokens| sent % tokens);
+            let token = format!("{topic}-{number}");
             let headers = OwnedHeaders::new().insert(Header {
                 key: HEADER,
                 value: Some(&token),

@@ -11,9 +11,9 @@ use super::office::{Office, Refused, json};
 use super::operate::token_of;
 use super::shapes::{Acts, HeldList, HeldOne, Inspected, Outcome, Served, Status, Which};
 use crate::accounts::Account;
-use crate::config::Durability;
+use crate::config::{Durability, TokenSource};
 use crate::held::{self, Entry, State as HeldState};
-use crate::outcome::{Closed, End, Stored, Verdict};
+use crate::outcome::{Closed, End, Stored};
 use crate::store::{AuditEntry, PartitionId, Store};
 use crate::token::{TokenKey, key_of};
 use crate::window::Window;
@@ -84,7 +84,7 @@ pub(super) async fn held(
     let limit = which.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX);
     let found = entries(&office, &which).await?;
     let (shown, more) = filtered(found.iter(), &which, limit)?;
-    let held = shown.into_iter().map(one).collect();
+    let held = shown.into_iter().map(HeldOne::of).collect();
     Ok(json(StatusCode::OK, &HeldList { held, more }))
 }
 
@@ -133,28 +133,6 @@ pub(super) fn filtered<'a>(
     });
     let shown: Vec<_> = meant.by_ref().take(limit).collect();
     Ok((shown, meant.next().is_some()))
-}
-
-fn one(entry: &Entry) -> HeldOne {
-    HeldOne {
-        topic: entry.topic.clone(),
-        partition: entry.id.partition,
-        offset: entry.offset.0,
-        tokens: entry.keys.iter().map(ToString::to_string).collect(),
-        state: entry.state.name().to_owned(),
-        behind_offset: match entry.state {
-            HeldState::Behind(first) => first.map(|first| first.0),
-            _ => None,
-        },
-        due_ms: match entry.state {
-            HeldState::Retry(due_ms) => Some(due_ms),
-            _ => None,
-        },
-        since_ms: entry.since_ms,
-        attempts: entry.attempts,
-        bytes: entry.bytes,
-        verdict: entry.verdict.map(|verdict| Verdict::code(verdict).to_owned()),
-    }
 }
 
 /// What is asked about one token or message.
@@ -226,7 +204,7 @@ pub(super) async fn inspect(
         let acts = store.audited()?.into_iter().filter(is_about).collect();
         Ok(Inspected {
             tokens,
-            open: open.iter().map(one).collect(),
+            open: open.iter().map(HeldOne::of).collect(),
             outcomes,
             acts,
         })
@@ -242,7 +220,7 @@ fn keys_of(office: &Office, asked: &Asked, text: &str) -> Result<Vec<TokenKey>, 
     };
     let names: Vec<String> = match &asked.source {
         Some(source) => vec![source.clone()],
-        None => policy.token.iter().map(ToString::to_string).collect(),
+        None => policy.token.iter().map(TokenSource::name).collect(),
     };
     Ok(names
         .iter()

@@ -7,12 +7,10 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 
 use super::look::{entries, filtered};
 use super::office::{Office, Refused, json, read};
-use super::shapes::{Answers, Came, Letter, Redrive, Resolve, Tokens, Which, Words};
+use super::shapes::{Answers, Came, Letter, Redrive, Resolve, Tokens, Which, Words, to_bytes};
 use crate::act::{ACTS_MAX, Act, Answer, REASON_BYTES_MAX, Redriven, Said};
 use crate::desk::Unanswered;
 use crate::error::chain;
@@ -175,14 +173,11 @@ fn redriven(letter: Letter, not_applied: bool) -> Result<Redriven, Refused> {
     let offset = letter.offset;
     let bytes = |text: Option<String>| match text {
         None => Ok(None),
-        Some(text) => STANDARD
-            .decode(text)
-            .map(|bytes| Some(bytes.into()))
-            .map_err(|error| {
-                Refused::bad(format!(
-                    "the letter of offset {offset}: {error}; nothing was done"
-                ))
-            }),
+        Some(text) => to_bytes(&text).map(Some).map_err(|error| {
+            Refused::bad(format!(
+                "the letter of offset {offset}: {error}; nothing was done"
+            ))
+        }),
     };
     let mut headers = Vec::new();
     for (name, value) in letter.headers {

@@ -2,8 +2,12 @@
 //!
 //! A field that is not known is refused where something is changed: a `dry-run` that is not understood must not become an act.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::held::{Entry, State};
 use crate::store::AuditEntry;
 
 /// Which messages an order is about.
@@ -98,6 +102,20 @@ pub(crate) struct Letter {
     pub(crate) headers: Vec<(String, Option<String>)>,
 }
 
+/// Bytes as they are in a [`Letter`].
+pub(crate) fn to_text(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
+/// The bytes of such a text.
+///
+/// # Errors
+/// What of it is not base64.
+pub(crate) fn to_bytes(text: &str) -> Result<Bytes, String> {
+    let bytes = STANDARD.decode(text).map_err(|error| error.to_string())?;
+    Ok(bytes.into())
+}
+
 /// What came of one act.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -150,6 +168,30 @@ pub(crate) struct HeldOne {
     pub(crate) attempts: u32,
     pub(crate) bytes: usize,
     pub(crate) verdict: Option<String>,
+}
+
+impl HeldOne {
+    pub(crate) fn of(entry: &Entry) -> Self {
+        Self {
+            topic: entry.topic.clone(),
+            partition: entry.id.partition,
+            offset: entry.offset.0,
+            tokens: entry.keys.iter().map(ToString::to_string).collect(),
+            state: entry.state.name().to_owned(),
+            behind_offset: match entry.state {
+                State::Behind(first) => first.map(|first| first.0),
+                _ => None,
+            },
+            due_ms: match entry.state {
+                State::Retry(due_ms) => Some(due_ms),
+                _ => None,
+            },
+            since_ms: entry.since_ms,
+            attempts: entry.attempts,
+            bytes: entry.bytes,
+            verdict: entry.verdict.map(|verdict| verdict.code().to_owned()),
+        }
+    }
 }
 
 /// `GET /v1/held`.

@@ -7,7 +7,12 @@ mod check;
 mod demo;
 mod explain;
 mod held;
+mod inspect;
+mod port;
+mod redrive;
 mod resolve;
+mod status;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -38,8 +43,13 @@ enum Verb {
     Demo(demo::Args),
     Check(check::Args),
     Explain(explain::Args),
+    Status(status::Args),
     Held(held::Args),
+    Inspect(inspect::Args),
     Resolve(resolve::Args),
+    Invalidate(tokens::Invalidate),
+    Forget(tokens::Forget),
+    Redrive(redrive::Args),
     Audit(audit::Args),
 }
 
@@ -52,8 +62,13 @@ pub fn main() -> ExitCode {
         Verb::Demo(args) => return demo::run(args),
         Verb::Check(args) => ("check", check::run(&args)),
         Verb::Explain(args) => ("explain", explain::run(&args)),
+        Verb::Status(args) => ("status", status::run(&args)),
         Verb::Held(args) => ("held", held::run(&args)),
+        Verb::Inspect(args) => ("inspect", inspect::run(&args)),
         Verb::Resolve(args) => ("resolve", resolve::run(&args)),
+        Verb::Invalidate(args) => ("invalidate", tokens::invalidate(&args)),
+        Verb::Forget(args) => ("forget", tokens::forget(&args)),
+        Verb::Redrive(args) => ("redrive", redrive::run(&args)),
         Verb::Audit(args) => ("audit", audit::run(&args)),
     };
     outcome.unwrap_or_else(|Failure(why)| {
@@ -120,30 +135,21 @@ impl ConfigFile {
     }
 }
 
-/// Where the store of a stopped consumer is.
-#[derive(Debug, clap::Args)]
-struct StateDir {
-    /// The state directory of a stopped consumer. Run this as the user that the consumer runs as.
-    #[arg(long, value_name = "DIR")]
-    state_dir: PathBuf,
-}
-
-impl StateDir {
-    fn open(&self) -> Result<RocksStore, Failure> {
-        visit(&self.state_dir).map_err(|error| match error {
-            store::Error::Locked { path } => Failure::new(format_args!(
-                "{} is in use by a running consumer; stop it, then ask again (verdicts are carried out at its next start)",
+/// Opens the store of a stopped consumer.
+fn open(dir: &Path) -> Result<RocksStore, Failure> {
+    visit(dir).map_err(|error| match error {
+        store::Error::Locked { path } => Failure::new(format_args!(
+            "{} is in use by a running consumer: leave --state-dir out and ask that one by its admin port, or stop it",
+            path.display()
+        )),
+        store::Error::Directory { path, source } if source.kind() == std::io::ErrorKind::NotFound => {
+            Failure::new(format_args!(
+                "there is no store in {}; give --state-dir the `state_dir` of the consumer",
                 path.display()
-            )),
-            store::Error::Directory { path, source } if source.kind() == std::io::ErrorKind::NotFound => {
-                Failure::new(format_args!(
-                    "there is no store in {}; give --state-dir the `state_dir` of the consumer",
-                    path.display()
-                ))
-            }
-            other => other.into(),
-        })
-    }
+            ))
+        }
+        other => other.into(),
+    })
 }
 
 fn visit(dir: &Path) -> Result<RocksStore, store::Error> {

@@ -1,28 +1,36 @@
-//! `hapax resolve`: a person says what became of a message that is held in doubt.
+//! `hapax resolve`: a person says what became of a message that is held.
 //!
-//! The verdict and the act that it is kept as are one durable write. It is carried out by the consumer: at its next
-//! start, when the partition is assigned to it.
+//! The verdict and the act that it is kept as are one durable write. A running consumer carries it out at once; of a stopped one
+//! it is written into the store, and carried out when the partition is assigned next.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{Failure, StateDir, count, names, print};
+use super::inspect::token;
+use super::port::{Act, Ports, show};
+use super::{Failure, count, names, open, print};
 use crate::act::Said;
+use crate::admin::shapes::{Resolve, Which};
 use crate::clock::Clock;
-use crate::held::{State, Target, choose, decide, list};
+use crate::held::{Entry, State, Target, choose, decide, list};
 use crate::outcome::Verdict;
 use crate::store::Store as _;
 use crate::token::TokenKey;
 
-/// Decide about messages that are held in doubt, in the store of a stopped consumer.
+/// Decide about messages that are held: of running consumers, or of a stopped one with --state-dir.
 ///
-/// The verdict is kept durably with who gave it and why (`hapax audit`), and carried out at the next start. To say it
-/// twice changes nothing; until that start another verdict replaces it.
+/// The verdict is kept durably with who gave it and why (`hapax audit`). A running consumer carries it out at once, a stopped
+/// one at its next start; until then another verdict replaces it. To say it twice changes nothing. What is said of many at
+/// once is only shown, until --yes is given.
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("target").required(true).args(["topic", "token", "all_in_doubt"]))]
+#[command(group = clap::ArgGroup::new("target").required(true).args(["topic", "token", "all_in_doubt", "all"]))]
 #[command(group = clap::ArgGroup::new("verdict").required(true).args(["done", "run", "dead_letter"]))]
 pub(super) struct Args {
     #[command(flatten)]
-    dir: StateDir,
+    ports: Ports,
+    /// The state directory of a stopped consumer. Run this as the user that the consumer runs as.
+    #[arg(long, value_name = "DIR", conflicts_with = "admin")]
+    state_dir: Option<PathBuf>,
 
     /// The message's topic; with --partition and --offset.
     #[arg(long, value_name = "TOPIC", requires = "partition", requires = "offset")]
@@ -36,9 +44,24 @@ pub(super) struct Args {
     /// The message's token, as `hapax held` prints it: 32 hex digits.
     #[arg(long, value_name = "HEX", value_parser = token)]
     token: Option<TokenKey>,
-    /// Every message that is in doubt and has no verdict.
+    /// Every message that is in doubt and has no verdict; with --yes.
     #[arg(long)]
     all_in_doubt: bool,
+    /// Every message of running consumers that is held for that reason: in-doubt, retry or behind-key; with --yes.
+    #[arg(long, value_name = "STATE", value_parser = ["in-doubt", "retry", "behind-key"], conflicts_with = "state_dir")]
+    all: Option<String>,
+    /// Of many: those of this topic.
+    #[arg(long, value_name = "TOPIC", requires = "all")]
+    of_topic: Option<String>,
+    /// Of many: those held since then or later. RFC 3339, or how long ago: "2h".
+    #[arg(long, value_name = "TIME", requires = "all", value_parser = moment_ms)]
+    since: Option<i64>,
+    /// Of many: those held since before then.
+    #[arg(long, value_name = "TIME", requires = "all", value_parser = moment_ms)]
+    until: Option<i64>,
+    /// Do it, where many are meant.
+    #[arg(long)]
+    yes: bool,
 
     /// It was applied: record it as done, without a reply.
     #[arg(long)]
@@ -50,44 +73,24 @@ pub(super) struct Args {
     #[arg(long)]
     dead_letter: bool,
 
-    /// Why, for whoever asks later.
-    #[arg(long, value_name = "TEXT", value_parser = said)]
-    reason: String,
-    /// Who decides [default: $USER].
-    #[arg(long, value_name = "WHO", value_parser = said)]
-    by: Option<String>,
+    #[command(flatten)]
+    act: Act,
 }
 
-fn token(text: &str) -> Result<TokenKey, String> {
-    let digits = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
-    match u128::from_str_radix(text, 16) {
-        Ok(number) if digits => Ok(TokenKey(number.to_be_bytes())),
-        _ => Err("a token is 32 hex digits, as `hapax held` prints it".to_owned()),
+/// A moment, or how long ago it was, in milliseconds since the epoch.
+pub(super) fn moment_ms(text: &str) -> Result<i64, String> {
+    if let Ok(moment) = humantime::parse_rfc3339_weak(text) {
+        let since_epoch = moment.duration_since(std::time::UNIX_EPOCH);
+        return since_epoch
+            .map(crate::clock::millis)
+            .map_err(|error| error.to_string());
     }
-}
-
-fn said(text: &str) -> Result<String, String> {
-    match text.trim() {
-        "" => Err("it is empty".to_owned()),
-        text => Ok(text.to_owned()),
-    }
+    let ago = humantime::parse_duration(text)
+        .map_err(|_| "neither a moment (2026-01-31T12:00:00Z) nor how long ago (90m)".to_owned())?;
+    Ok(Clock::system().wall_ms() - crate::clock::millis(ago))
 }
 
 impl Args {
-    fn target(&self) -> Option<Target> {
-        if let (Some(topic), Some(partition), Some(offset)) = (&self.topic, self.partition, self.offset) {
-            return Some(Target::Message {
-                topic: topic.clone(),
-                partition,
-                offset,
-            });
-        }
-        match self.token {
-            Some(token) => Some(Target::Token(token)),
-            None => self.all_in_doubt.then_some(Target::AllInDoubt),
-        }
-    }
-
     const fn verdict(&self) -> Verdict {
         match (self.done, self.run) {
             (true, _) => Verdict::Done,
@@ -95,57 +98,85 @@ impl Args {
             _ => Verdict::DeadLetter,
         }
     }
+
+    /// Whether it is about many, and is not to be done yet.
+    fn shows_only(&self) -> bool {
+        self.act.dry_run || ((self.all_in_doubt || self.all.is_some()) && !self.yes)
+    }
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
-    let Some(target) = args.target() else {
-        return Err(Failure::new(
-            "name a message: --topic, --partition and --offset, or --token, or --all-in-doubt",
-        ));
+    if let Some(dir) = &args.state_dir {
+        return stopped(args, dir);
+    }
+    let which = Which {
+        topic: args.topic.clone().or_else(|| args.of_topic.clone()),
+        partition: args.partition,
+        offset: args.offset,
+        token: args.token.map(|token| token.to_string()),
+        state: match args.all_in_doubt {
+            true => Some(State::InDoubt.name().to_owned()),
+            false => args.all.clone(),
+        },
+        since_ms: args.since,
+        until_ms: args.until,
+        limit: None,
+    };
+    let body = Resolve {
+        which,
+        verdict: args.verdict().code().to_owned(),
+        words: args.act.words(args.shows_only()),
+    };
+    let answers = args.ports.post("/v1/resolve", &args.act, &body)?;
+    let code = show(&answers);
+    if args.shows_only() && !args.act.dry_run {
+        print("give --yes to do it\n");
+    }
+    Ok(code)
+}
+
+fn stopped(args: &Args, dir: &Path) -> Result<ExitCode, Failure> {
+    let target = match (&args.topic, args.partition, args.offset, args.token) {
+        (Some(topic), Some(partition), Some(offset), _) => Target::Message {
+            topic: topic.clone(),
+            partition,
+            offset,
+        },
+        (_, _, _, Some(token)) => Target::Token(token),
+        _ => Target::AllInDoubt,
     };
     let verdict = args.verdict();
     let said = Said {
-        reason: args.reason.clone(),
-        by: args
-            .by
-            .clone()
-            .or_else(|| std::env::var("USER").ok().filter(|user| !user.is_empty()))
-            .unwrap_or_else(|| "unknown".to_owned()),
+        reason: args.act.reason.clone(),
+        by: args.act.by(),
         at_ms: Clock::system().wall_ms(),
     };
-    let store = args.dir.open()?;
+    let store = open(dir)?;
     let entries = list(&store, &names(&store))?;
     let chosen = choose(&entries, &target).map_err(Failure::new)?;
-    let group = decide(&store, &chosen, verdict, &said)?;
-    if !group.is_empty() {
-        store.apply(&group)?;
+    let mut given = 0;
+    if !args.shows_only() {
+        let group = decide(&store, &chosen, verdict, &said)?;
+        given = group.iter().map(|changes| changes.acts.len()).sum();
+        if !group.is_empty() {
+            store.apply(&group)?;
+        }
     }
     store.close()?;
-
-    let given = group.iter().map(|changes| changes.acts.len()).sum::<usize>();
-    let word_of = verdict.code();
     for entry in &chosen {
-        let place = entry.place();
-        let behind = entries
-            .iter()
-            .filter(|other| other.id == entry.id && other.state == State::Behind(Some(entry.offset)))
-            .count();
-        print(&match entry.verdict {
-            Some(before) if before == verdict => {
-                format!("{place}: --{word_of} was given before, nothing changed\n")
-            }
-            Some(before) => format!("{place}: --{word_of}, in place of --{}\n", before.code()),
-            None => format!("{place}: --{word_of}\n"),
-        });
-        if behind > 0 {
-            print(&format!(
-                "  {} held behind it: judged by its outcome\n",
-                count(behind, "message")
-            ));
-        }
+        print(&written(entry, verdict, &entries));
     }
     print(&match (chosen.len(), given) {
         (0, _) => "nothing is in doubt without a verdict\n".to_owned(),
+        (chosen, _) if args.shows_only() => format!(
+            "{} would be written; nothing was done{}\n",
+            count(chosen, "verdict"),
+            if args.act.dry_run {
+                ""
+            } else {
+                ": give --yes to do it"
+            }
+        ),
         (_, 0) => String::new(),
         (_, given) => format!(
             "{} written; carried out when the consumer starts next and has the partition\n",
@@ -153,4 +184,24 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         ),
     });
     Ok(ExitCode::SUCCESS)
+}
+
+fn written(entry: &Entry, verdict: Verdict, entries: &[Entry]) -> String {
+    let (place, word) = (entry.place(), verdict.code());
+    let behind = entries
+        .iter()
+        .filter(|other| other.id == entry.id && other.state == State::Behind(Some(entry.offset)))
+        .count();
+    let mut text = match entry.verdict {
+        Some(before) if before == verdict => format!("{place}: --{word} was given before, nothing changed\n"),
+        Some(before) => format!("{place}: --{word}, in place of --{}\n", before.code()),
+        None => format!("{place}: --{word}\n"),
+    };
+    if behind > 0 {
+        text.push_str(&format!(
+            "  {} held behind it: judged by its outcome\n",
+            count(behind, "message")
+        ));
+    }
+    text
 }

@@ -535,7 +535,7 @@ impl<T: Transactions> Writer<T> {
         for submission in group {
             let id = submission.changes.partition;
             // What is applied may lag behind, and is never ahead.
-            let known = self.store.load(id);
+            let known = self.store.visit(id, &mut |_| {});
             let next = known
                 .map_err(|error| Failed::Refused(crate::error::chain(&error)))?
                 .changelog;

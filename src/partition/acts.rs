@@ -5,9 +5,10 @@
 //! the next start finds it. What a verdict needs of the store, bytes and outcomes, comes by the look-up thread, in one
 //! line with the look-ups of messages: whoever asks after the order meets what the order has left.
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use tokio::sync::oneshot;
 
+use super::hold::{Loads, Name};
 use super::leave::by_message;
 use super::work::{Holder, Keys, OpenId, Phase, Resting, RestingState, WorkId};
 use super::{Asked, Partition, Who};
@@ -16,7 +17,6 @@ use crate::broker::Letter;
 use crate::message::Offset;
 use crate::outcome::{Closed, End, HeldFor, Open, Reason, Stage, Verdict};
 use crate::store::Hit;
-use crate::store::lookups::LoadingOpen;
 use crate::token::{Found, TokenKey};
 
 /// An order on its way.
@@ -37,12 +37,10 @@ pub(super) struct Acting {
     letters: Vec<Letter>,
 }
 
-type Name = (TokenKey, Offset);
-
 /// See [`Acting::loading`].
 pub(super) struct Loading {
     found: Vec<(usize, OpenId, Name)>,
-    pub(super) answer: LoadingOpen,
+    pub(super) loads: Loads,
 }
 
 impl Partition {
@@ -59,12 +57,20 @@ impl Partition {
             dry_run,
             answer,
         } = order;
-        let at_rest: HashMap<Offset, OpenId> = self
-            .resting
+        let wanted: HashSet<Offset> = acts
             .iter()
-            .filter(|(_, resting)| resting.state != RestingState::Decided)
-            .map(|(id, resting)| (resting.offset, id))
+            .filter_map(|act| match act {
+                Act::Resolve { offset, .. } => Some(*offset),
+                _ => None,
+            })
             .collect();
+        // Once for all of them: there may be a million at rest.
+        let mut at_rest: HashMap<Offset, OpenId> = HashMap::new();
+        if !wanted.is_empty() {
+            let resting = self.resting.iter();
+            let meant = resting.filter(|(_, resting)| wanted.contains(&resting.offset));
+            at_rest.extend(meant.map(|(id, resting)| (resting.offset, id)));
+        }
         let mut answers = Vec::with_capacity(acts.len());
         let (mut found, mut asked, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         for (index, act) in acts.iter().enumerate() {
@@ -95,18 +101,12 @@ impl Partition {
                 },
             });
         }
-        let mut names: Vec<Name> = Vec::new();
-        let mut behind: Vec<OpenId> = found.iter().map(|(_, id, _)| *id).collect();
-        // With whatever is held behind their tokens: it is judged by how they end.
-        while let Some(id) = behind.pop() {
-            if let Some(resting) = self.resting.get(id) {
-                names.push(resting.name());
-                behind.extend(&resting.behind);
+        let loading = (!found.is_empty()).then(|| {
+            let ids = found.iter().map(|(_, id, name)| (*id, *name)).collect();
+            Loading {
+                found,
+                loads: self.load(ids),
             }
-        }
-        let loading = (!found.is_empty()).then(|| Loading {
-            found,
-            answer: self.wiring.lookups.load_open(self.id, names),
         });
         self.acting = Some(Acting {
             acts,
@@ -180,13 +180,13 @@ impl Partition {
         let holder = keys.iter().find_map(|key| self.index.get(key))?;
         Some(Answer::Refused(match holder {
             Holder::Work(id) => {
-                let at = self.works.get(*id).map(super::work::Work::offset);
+                let at = self.works.get(id).map(super::work::Work::offset);
                 format!(
                     "a message of the token is in flight, at offset {}: try again when it has its outcome",
                     at.map_or_else(String::new, |at| at.to_string())
                 )
             }
-            Holder::Resting(id) => match self.resting.get(*id) {
+            Holder::Resting(id) => match self.resting.get(id) {
                 Some(resting) if resting.state != RestingState::Decided => {
                     format!(
                         "the token is open at offset {}: resolve that message first",
@@ -224,8 +224,8 @@ impl Partition {
             keys.push(self.wiring.extractor.position(&raw));
         }
         let is_held = |key| match self.index.get(key) {
-            Some(Holder::Resting(open)) => self.resting.get(*open).is_some_and(|open| open.offset == offset),
-            Some(Holder::Work(id)) => self.works.get(*id).is_some_and(|work| work.offset() == offset),
+            Some(Holder::Resting(open)) => self.resting.get(open).is_some_and(|open| open.offset == offset),
+            Some(Holder::Work(id)) => self.works.get(id).is_some_and(|work| work.offset() == offset),
             None => false,
         };
         if keys.iter().any(is_held) {
@@ -429,8 +429,9 @@ impl Partition {
             state: RestingState::Decided,
             behind: Vec::new(),
             order: None,
+            is_its_turn: false,
         });
-        self.index.insert(token, Holder::Resting(place));
+        self.index.claim(token, Holder::Resting(place));
         acting.places.push(place);
     }
 
@@ -539,9 +540,7 @@ impl Partition {
         for place in acting.places {
             if let Some(resting) = self.resting.try_remove(place) {
                 for key in resting.keys.as_slice() {
-                    if self.index.get(key) == Some(&Holder::Resting(place)) {
-                        self.index.remove(key);
-                    }
+                    self.index.leave(key, Holder::Resting(place));
                 }
             }
         }
@@ -586,8 +585,8 @@ const fn will(verdict: Verdict) -> &'static str {
 
 const fn did(verdict: Verdict) -> &'static str {
     match verdict {
-        Verdict::Done => "it is recorded as done",
-        Verdict::Run => "it runs",
-        Verdict::DeadLetter => "it is dead-lettered",
+        Verdict::Done => "the verdict is durable: it is being recorded as done",
+        Verdict::Run => "the verdict is durable: it runs next",
+        Verdict::DeadLetter => "the verdict is durable: it is being dead-lettered",
     }
 }

@@ -1,5 +1,6 @@
 //! Admit: the ledger answers repeated offsets, and the index makes every token single-flight.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::work::{Holder, Keys, Origin, Phase, Work, WorkId};
@@ -11,19 +12,33 @@ use crate::message::{Batch, Raw};
 use crate::outcome::Reason;
 use crate::token::{Found, TokenKey};
 
+/// What is read of a message before it is taken.
+struct Read {
+    policy: Result<Option<(Reason, String)>, String>,
+    /// Where its keys are.
+    keys: Range<usize>,
+    order: Option<u64>,
+    /// A record at rest has one of its keys.
+    meets_rest: bool,
+    /// Its key is held up.
+    is_blocked: bool,
+}
+
 impl Partition {
     /// Takes a batch of delivered messages.
     pub(super) fn admit(&mut self, batch: Batch) {
         let batch = Arc::new(batch);
-        let mut keys: Vec<TokenKey> = Vec::with_capacity(4);
-        for (index, raw) in batch.iter().enumerate() {
+        let mut all_keys: Vec<TokenKey> = Vec::with_capacity(batch.len());
+        let blocks = self.blocks;
+        let reads = self.read(&batch, &mut all_keys);
+        for ((index, raw), read) in batch.iter().enumerate().zip(reads) {
             if self.stopped.is_some() {
                 // Not taken: it lies behind the message that stopped the partition, and Kafka keeps it.
                 self.released_budget += 1;
                 continue;
             }
-            keys.clear();
-            let policy = match self.read_token(&raw, &mut keys) {
+            let keys = all_keys.get(read.keys).unwrap_or_default();
+            let policy = match read.policy {
                 Ok(policy) => policy,
                 Err(why) => {
                     self.stop(raw.offset(), why);
@@ -36,12 +51,18 @@ impl Partition {
             match self.ledger.admit(raw.offset(), judged_ms) {
                 Admitted::New(slot) => {
                     self.accounts.take(1);
-                    let order = self.order_of(raw.key());
                     let id = self
                         .works
-                        .insert(taken(slot, &batch, index, &keys, order, judged_ms, policy));
+                        .insert(taken(slot, &batch, index, keys, read.order, judged_ms, policy));
+                    if let Some(work) = self.works.get_mut(id).filter(|_| !read.is_blocked) {
+                        work.unblocked_at = blocks;
+                    }
                     self.count_suspect(id);
-                    self.enter(id);
+                    if read.meets_rest {
+                        self.enter(id);
+                    } else {
+                        self.enter_fresh(id);
+                    }
                 }
                 Admitted::Repeat => {
                     // Whatever became of the first delivery answers for this one too (Inv 1: it is not completed twice).
@@ -57,6 +78,30 @@ impl Partition {
                 }
             }
         }
+    }
+
+    /// Reads every token first, and asks for all of them together what a million held messages make slow to ask: whether
+    /// a record at rest has it, and whether its key is held up. Each answer lies at a place that no cache has, and in a row
+    /// they are waited for together.
+    fn read(&self, batch: &Batch, keys: &mut Vec<TokenKey>) -> Vec<Read> {
+        let mut reads = Vec::with_capacity(batch.len());
+        for raw in batch.iter() {
+            let start = keys.len();
+            let policy = self.read_token(&raw, keys);
+            reads.push(Read {
+                policy,
+                keys: start..keys.len(),
+                order: self.order_of(raw.key()),
+                meets_rest: false,
+                is_blocked: false,
+            });
+        }
+        for read in &mut reads {
+            let own = keys.get(read.keys.clone()).unwrap_or_default();
+            read.meets_rest = own.iter().any(|key| self.index.rests(key));
+            read.is_blocked = read.order.is_some_and(|order| self.blocked.contains_key(&order));
+        }
+        reads
     }
 
     /// Reads the token, and what a policy says of a message without a usable one. Such a message goes by its
@@ -93,13 +138,7 @@ impl Partition {
     }
 
     pub(super) fn order_of(&self, key: Option<&[u8]>) -> Option<u64> {
-        match self.wiring.policy.concurrency {
-            // A null key says nothing about order; two keys of one hash are ordered needlessly, never wrongly.
-            Concurrency::ByKey(_) => key.map(|key| u64::from(crc32fast::hash(key)) << 32 | key.len() as u64),
-            // The partition is one key: what is begun ahead waits for what comes before it.
-            Concurrency::Ordered => Some(0),
-            Concurrency::Unordered(_) => None,
-        }
+        order_of(self.wiring.policy.concurrency, key)
     }
 
     /// After an unclean start the first messages are begun in every class, so that one that kills the process is
@@ -136,22 +175,31 @@ impl Partition {
         }
     }
 
+    /// The same for a message none of whose keys a record at rest had when its batch was taken: none has come to rest since.
+    fn enter_fresh(&mut self, id: WorkId) {
+        let Some(work) = self.works.get(id) else { return };
+        if let Keys::One(key) = work.keys {
+            match self.index.claim_fresh(key, id) {
+                None => self.ask_for(id, &Keys::One(key), None),
+                Some(first) => self.wait_behind(id, first),
+            }
+        } else {
+            self.enter(id);
+        }
+    }
+
     /// Enters every key that nobody holds, and returns who holds another: work in flight before a record at rest.
     pub(super) fn claim(&mut self, id: WorkId, keys: &Keys) -> Option<Holder> {
         let mut holder = None;
         for key in keys.as_slice() {
-            match self.index.entry(*key) {
-                hashbrown::hash_map::Entry::Occupied(entry) => match (*entry.get(), holder) {
-                    (Holder::Work(own), _) if own == id => {}
-                    (found, None) | (found @ Holder::Work(_), Some(Holder::Resting(_))) => {
-                        holder = Some(found)
-                    }
-                    _ => {}
-                },
-                // Also where it waits behind another key: a third message that has only this one must wait for it.
-                hashbrown::hash_map::Entry::Vacant(entry) => {
-                    entry.insert(Holder::Work(id));
+            // Also where it waits behind another key: a third message that has only this one must wait for it.
+            match (self.index.claim(*key, Holder::Work(id)), holder) {
+                (None, _) => {}
+                (Some(Holder::Work(own)), _) if own == id => {}
+                (Some(found), None) | (Some(found @ Holder::Work(_)), Some(Holder::Resting(_))) => {
+                    holder = Some(found)
                 }
+                _ => {}
             }
         }
         holder
@@ -202,6 +250,17 @@ impl Partition {
     }
 }
 
+/// What orders a message, if anything does.
+pub(super) fn order_of(concurrency: Concurrency, key: Option<&[u8]>) -> Option<u64> {
+    match concurrency {
+        // A null key says nothing about order; two keys of one hash are ordered needlessly, never wrongly.
+        Concurrency::ByKey(_) => key.map(|key| u64::from(crc32fast::hash(key)) << 32 | key.len() as u64),
+        // The partition is one key: what is begun ahead waits for what comes before it.
+        Concurrency::Ordered => Some(0),
+        Concurrency::Unordered(_) => None,
+    }
+}
+
 fn taken(
     slot: Slot,
     batch: &Arc<Batch>,
@@ -221,6 +280,7 @@ fn taken(
         has_slot: false,
         owns_key: false,
         blocks: None,
+        unblocked_at: u64::MAX,
         judged_ms,
         seen_floor_ms: i64::MIN,
         attempts: 0,

@@ -27,7 +27,7 @@ impl Partition {
 
     /// Starts what may start, in offset order.
     pub(super) fn fill_slots(&mut self) -> Result<(), Stop> {
-        if self.ready.is_empty() {
+        if self.ready.is_empty() && self.returned.is_empty() {
             return Ok(());
         }
         let slots = if crate::crash::is_off("slots") {
@@ -41,10 +41,13 @@ impl Partition {
             0
         };
         while self.draining.is_none() && self.slots_used < slots + ahead {
-            if self.ready.is_empty() || !self.may_prepare() {
+            let nothing = self.ready.is_empty() && self.returned.is_empty();
+            if nothing || !self.may_prepare() {
                 break;
             }
-            let Some(id) = self.ready.pop_front() else { break };
+            // However many fresh ones are ready: what was held has waited longer.
+            let next = self.returned.pop_front().or_else(|| self.ready.pop_front());
+            let Some(id) = next else { break };
             if self.end_useless(id) {
                 continue;
             }
@@ -53,7 +56,8 @@ impl Partition {
             };
             // What was begun before goes by its own row: a hold behind its key would not say that it may have run.
             let has_run = work.open_at.is_some();
-            if !has_run && work.order.is_some_and(|order| self.blocked.contains_key(&order)) {
+            let may_be_blocked = !has_run && work.unblocked_at != self.blocks;
+            if may_be_blocked && work.order.is_some_and(|order| self.blocked.contains_key(&order)) {
                 self.hold(id, HeldFor::Key, None);
                 continue;
             }

@@ -8,13 +8,12 @@ impl Partition {
     /// Shows the gauges; called once per commit interval.
     pub(super) fn show(&self) {
         let wall_ms = self.wiring.clock.wall_ms();
-        let oldest = self.resting.iter().map(|(_, resting)| resting.since_ms).min();
         let oldest = self
             .works
             .iter()
             .map(|(_, work)| work.since_ms)
             .filter(|since| *since > 0)
-            .chain(oldest)
+            .chain(self.resting.oldest_ms())
             .min();
         self.meters.show(&PartitionReading {
             open: self.index.len(),

@@ -7,6 +7,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use hashbrown::hash_map::Entry;
+
 use super::Partition;
 use super::leave::by_message;
 use super::work::{OpenId, Phase, Resting, RestingState, WorkId};
@@ -19,23 +21,38 @@ use crate::store::lookups::LoadingOpen;
 use crate::token::TokenKey;
 
 /// Held messages that are loaded at a time. More are due than that after an outage, and they wait on the disk.
-const LOAD_MAX: usize = 256;
+pub(super) const LOAD_MAX: usize = 256;
 
-/// A key of which a message is held.
+/// What a record at rest is called. Its number alone may be another's by the time that it is looked at again.
+pub(super) type Name = (TokenKey, Offset);
+
+/// A key of which a message is held. Nearly always nobody is behind it, and then it is small: there may be as many as there
+/// are held messages.
 #[derive(Debug, Default)]
 pub(super) struct Blocked {
     /// Those that the others wait for, and that have not ended. Mostly one; several where some of them are in doubt.
-    waiting: usize,
-    /// On their way to the disk, to be held behind it.
+    waiting: u32,
+    behind: Option<Box<Behind>>,
+}
+
+/// Messages that are held behind another of their key.
+#[derive(Debug, Default)]
+struct Behind {
+    /// On their way to the disk.
     holding: usize,
-    /// Held behind it, in the order in which they run.
-    queue: VecDeque<OpenId>,
+    /// Held, in the order in which they run. One that has left its rest meanwhile is passed over.
+    queue: VecDeque<(OpenId, Name)>,
+}
+
+impl Blocked {
+    fn behind(&mut self) -> &mut Behind {
+        self.behind.get_or_insert_default()
+    }
 }
 
 /// Held messages on their way from the store.
 pub(super) struct Loads {
-    /// Each with its name: another record may have its number by now.
-    ids: Vec<(OpenId, (TokenKey, Offset))>,
+    pub(super) ids: Vec<(OpenId, Name)>,
     pub(super) answer: LoadingOpen,
 }
 
@@ -106,7 +123,7 @@ impl Partition {
         };
         if why == HeldFor::Key {
             if let Some(order) = work.order {
-                self.blocked.entry(order).or_default().holding += 1;
+                self.blocked_of(order).behind().holding += 1;
             }
             return;
         }
@@ -125,15 +142,22 @@ impl Partition {
     pub(super) fn held_behind_key(&mut self, order: Option<u64>, open: OpenId) {
         let Some(order) = order else { return };
         if let Some(blocked) = self.blocked.get_mut(&order) {
-            blocked.holding -= 1;
-            blocked.queue.push_back(open);
+            let behind = blocked.behind();
+            behind.holding -= 1;
+            behind
+                .queue
+                .extend(self.resting.get(open).map(|resting| (open, resting.name())));
             self.run_next_of(order);
         }
     }
 
     /// A record was found in the store: when it is due, and the key that it holds up, or waits for.
     pub(super) fn rest_with_key(&mut self, id: OpenId, order: Option<u64>) {
-        let Some(RestingState::Held(why)) = self.resting.get(id).map(|resting| resting.state) else {
+        let Some(resting) = self.resting.get(id) else {
+            return;
+        };
+        let name = resting.name();
+        let RestingState::Held(why) = resting.state else {
             return;
         };
         if let HeldFor::Retry { due_ms, .. } = why {
@@ -145,22 +169,36 @@ impl Partition {
             resting.order = order;
         }
         match order {
-            Some(order) if waits => self.blocked.entry(order).or_default().queue.push_back(id),
+            Some(order) if waits => {
+                let blocked = self.blocked_of(order);
+                blocked.behind().queue.push_back((id, name));
+            }
             Some(order) => self.block(order),
             // Its topic orders nothing any more: nobody is waited for.
-            None if waits => self.freed.push_back(id),
+            None if waits => self.freed.push_back((id, name)),
             None => {}
         }
     }
 
     /// Others of that key are held until somebody says that it is over.
     pub(super) fn block(&mut self, order: u64) {
-        self.blocked.entry(order).or_default().waiting += 1;
+        self.blocked_of(order).waiting += 1;
+    }
+
+    fn blocked_of(&mut self, order: u64) -> &mut Blocked {
+        match self.blocked.entry(order) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                self.blocks += 1;
+                entry.insert(Blocked::default())
+            }
+        }
     }
 
     /// Everything is taken up: whoever waits for nobody runs.
     pub(super) fn run_next_of_all(&mut self) {
-        let mut orders: Vec<u64> = self.blocked.keys().copied().collect();
+        let idle = self.blocked.iter().filter(|(_, blocked)| blocked.waiting == 0);
+        let mut orders: Vec<u64> = idle.map(|(order, _)| *order).collect();
         orders.sort_unstable();
         for order in orders {
             self.run_next_of(order);
@@ -186,34 +224,30 @@ impl Partition {
         else {
             return;
         };
-        if let Some(next) = blocked.queue.pop_front() {
-            blocked.waiting = 1;
-            self.freed.push_back(next);
-        } else if blocked.holding == 0 {
+        let behind = blocked.behind();
+        while let Some((next, name)) = behind.queue.pop_front() {
+            let resting = self.resting.get_mut(next);
+            if let Some(resting) = resting.filter(|resting| resting.name() == name) {
+                resting.is_its_turn = true;
+                blocked.waiting = 1;
+                self.freed.push_back((next, name));
+                return;
+            }
+        }
+        if behind.holding == 0 {
             self.blocked.remove(&order);
         }
     }
 
-    /// A record leaves its rest: it is due no more, and in no queue. Whose key whoever takes it over has to free at its end.
+    /// A record leaves its rest: it is due no more, and passed over in every queue. Whose key whoever takes it over has to
+    /// free at its end.
     pub(super) fn leave_rest(&mut self, id: OpenId, resting: &Resting) -> Option<u64> {
         match resting.state {
             RestingState::Held(HeldFor::Retry { due_ms, .. }) => {
                 self.retry_due.remove(&(due_ms, id));
                 resting.order
             }
-            RestingState::Held(HeldFor::Key) => {
-                self.freed.retain(|freed| *freed != id);
-                let blocked = resting.order.and_then(|order| self.blocked.get_mut(&order))?;
-                let place = blocked.queue.iter().position(|queued| *queued == id);
-                match place {
-                    Some(place) => {
-                        blocked.queue.remove(place);
-                        None
-                    }
-                    // It was its turn.
-                    None => resting.order,
-                }
-            }
+            RestingState::Held(HeldFor::Key) => resting.order.filter(|_| resting.is_its_turn),
             _ => resting.order,
         }
     }
@@ -228,9 +262,9 @@ impl Partition {
         Some(Duration::from_millis(wait_ms as u64))
     }
 
-    /// What is loaded already runs first.
+    /// What is loaded already runs first. However many fresh ones are ready: what is due does not wait for them.
     fn may_load(&self) -> bool {
-        self.loads.is_none() && self.draining.is_none() && self.ready.len() < LOAD_MAX
+        self.loads.is_none() && self.draining.is_none() && self.returned.len() < LOAD_MAX
     }
 
     /// Loads what is due, and what its key has been freed for.
@@ -241,24 +275,35 @@ impl Partition {
         let wall_ms = self.wiring.clock.wall_ms();
         let mut ids = Vec::new();
         while ids.len() < LOAD_MAX {
-            if let Some(freed) = self.freed.pop_front() {
-                ids.push(freed);
-                continue;
+            let next = match self.freed.pop_front() {
+                Some(freed) => Some(freed),
+                None => self.next_due_retry(wall_ms),
+            };
+            let Some((id, name)) = next else { break };
+            let resting = self.resting.get(id).filter(|resting| resting.name() == name);
+            // One that is too old is given up, and does not run before that.
+            if resting.is_some_and(|resting| !self.is_too_old(resting.since_ms, wall_ms)) {
+                ids.push((id, name));
             }
-            match self.retry_due.first() {
-                Some((due_ms, _)) if *due_ms <= wall_ms => {}
-                _ => break,
-            }
-            ids.extend(self.retry_due.pop_first().map(|(_, id)| id));
         }
-        if ids.is_empty() {
-            return;
+        if !ids.is_empty() {
+            self.loads = Some(self.load(ids));
         }
-        let mut names: Vec<(TokenKey, Offset)> = Vec::with_capacity(ids.len());
-        let mut behind = ids.clone();
-        let name = |id: OpenId| Some((id, self.resting.get(id)?.name()));
-        let ids = ids.into_iter().filter_map(name).collect();
-        // With whatever is held behind their tokens: it is judged by how they end.
+    }
+
+    fn next_due_retry(&mut self, wall_ms: i64) -> Option<(OpenId, Name)> {
+        let (due_ms, id) = *self.retry_due.first()?;
+        if due_ms > wall_ms {
+            return None;
+        }
+        self.retry_due.pop_first();
+        self.resting.get(id).map(|resting| (id, resting.name()))
+    }
+
+    /// Asks for their bytes, and for those of whatever is held behind their tokens: it is judged by how they end.
+    pub(super) fn load(&self, ids: Vec<(OpenId, Name)>) -> Loads {
+        let mut names: Vec<Name> = Vec::with_capacity(ids.len());
+        let mut behind: Vec<OpenId> = ids.iter().map(|(id, _)| *id).collect();
         while let Some(id) = behind.pop() {
             if let Some(resting) = self.resting.get(id) {
                 names.push(resting.name());
@@ -266,7 +311,7 @@ impl Partition {
             }
         }
         let answer = self.wiring.lookups.load_open(self.id, names);
-        self.loads = Some(Loads { ids, answer });
+        Loads { ids, answer }
     }
 
     /// What was due is here.
@@ -279,15 +324,20 @@ impl Partition {
             return;
         }
         let of = by_message(found);
-        // They have waited: before what has come since, in the order in which they were due.
-        for (id, name) in ids.into_iter().rev() {
+        // In the order in which they were due.
+        for (id, name) in ids {
             // One that has left its rest meanwhile was given up.
             let Some(resting) = self.resting.get(id).filter(|resting| resting.name() == name) else {
                 continue;
             };
             let state = resting.state;
-            if let Some((work, since_ms)) = self.follow(id, &of) {
-                self.run_held(work, state, since_ms);
+            let Some((work, since_ms)) = self.follow(id, &of) else {
+                continue;
+            };
+            match state {
+                // The record that it was held behind is closed, or is work by now: judged by how that ended, or ends.
+                RestingState::Held(HeldFor::Token) => self.enter(work),
+                _ => self.run_held(work, state, since_ms),
             }
         }
     }
@@ -313,6 +363,6 @@ impl Partition {
         if let Some(work) = self.works.get_mut(id) {
             work.in_doubt = in_doubt;
         }
-        self.ready.push_front(id);
+        self.returned.push_back(id);
     }
 }

@@ -116,7 +116,7 @@ impl Partition {
         };
         let is_later = |key: &TokenKey| match self.index.get(key) {
             Some(Holder::Resting(open)) => {
-                let resting = self.resting.get(*open);
+                let resting = self.resting.get(open);
                 resting.is_some_and(|resting| resting.offset > work.offset())
             }
             _ => false,
@@ -367,10 +367,8 @@ impl Partition {
     /// Gives the keys that `from` holds, and those that nobody holds, to another.
     pub(super) fn hand_over(&mut self, keys: &[TokenKey], from: Holder, to: Holder) {
         for key in keys {
-            let holder = self.index.entry(*key).or_insert(to);
-            if *holder == from {
-                *holder = to;
-            }
+            self.index.leave(key, from);
+            self.index.claim(*key, to);
         }
     }
 
@@ -379,11 +377,7 @@ impl Partition {
         let Some(work) = self.works.get(id) else { return };
         let refused = work.refused.as_ref().map_or(&[][..], |keys| keys.as_slice());
         for key in work.keys.as_slice().iter().chain(refused) {
-            if let hashbrown::hash_map::Entry::Occupied(entry) = self.index.entry(*key)
-                && *entry.get() == Holder::Work(id)
-            {
-                entry.remove();
-            }
+            self.index.leave(key, Holder::Work(id));
         }
     }
 }

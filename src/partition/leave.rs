@@ -7,54 +7,73 @@
 
 use hashbrown::HashMap;
 
+use super::hold::{LOAD_MAX, Loads, Name};
 use super::work::{Holder, OpenId, Origin, Phase, Resting, RestingState, WorkId};
 use super::{Draining, Leaving, Partition};
 use crate::clock;
 use crate::message::Offset;
 use crate::outcome::{HeldFor, Open, Reason, Stage};
-use crate::store::Known;
 use crate::token::TokenKey;
 
 impl Partition {
-    /// Asks for the held messages, if some are to leave and nobody has asked yet.
+    /// Asks for held messages that are to leave, the oldest first, unless some are on their way already.
     pub(super) fn load_leaving(&mut self, why: Leaving) {
-        if self.leaving.is_some() || (why == Leaving::TooOld && self.draining.is_some()) {
+        if self.leaving.is_some()
+            || self.leaving_works.len() >= LOAD_MAX
+            || (why == Leaving::TooOld && self.draining.is_some())
+        {
             return;
         }
-        let leaves = match why {
-            Leaving::Moved => self.resting.iter().any(|(_, resting)| is_held(resting)),
-            Leaving::TooOld => self.resting.iter().any(|(_, resting)| self.is_too_old(resting)),
+        let Some(oldest) = self.resting.held().next() else {
+            return;
         };
-        if leaves {
-            self.leaving = Some((why, self.wiring.lookups.load(self.id)));
+        let wall_ms = self.wiring.clock.wall_ms();
+        let leaves =
+            |(since_ms, _): &(i64, OpenId)| why == Leaving::Moved || self.is_too_old(*since_ms, wall_ms);
+        if !leaves(&oldest) {
+            return;
         }
+        let name = |(_, id): (i64, OpenId)| Some((id, self.resting.get(id)?.name()));
+        let leaving = self.resting.held().take_while(leaves).take(LOAD_MAX);
+        let mut ids: Vec<(OpenId, Name)> = leaving.filter_map(name).collect();
+        ids.sort_by_key(|(_, (_, offset))| *offset);
+        self.leaving = Some((why, self.load(ids)));
     }
 
-    fn is_too_old(&self, resting: &Resting) -> bool {
-        let age_ms = self.wiring.clock.wall_ms().saturating_sub(resting.since_ms);
-        is_held(resting) && age_ms >= clock::millis(self.wiring.limits.held_age)
+    /// Whether a message that is held since then is held for too long.
+    pub(super) fn is_too_old(&self, since_ms: i64, wall_ms: i64) -> bool {
+        wall_ms.saturating_sub(since_ms) >= clock::millis(self.wiring.limits.held_age)
     }
 
-    /// The held messages, with their bytes, in the order of their offsets.
-    pub(super) fn leave(&mut self, why: Option<Leaving>, known: Known) {
+    /// Those that were asked for, with their bytes.
+    pub(super) fn leave(&mut self, found: &[Open]) {
+        let Some((why, Loads { ids, .. })) = self.leaving.take() else {
+            return;
+        };
+        let of = by_message(found);
+        // One that has left its rest meanwhile has ended another way.
+        let is_there = |id, name| self.resting.get(id).is_some_and(|resting| resting.name() == name);
+        let ids: Vec<_> = ids
+            .into_iter()
+            .filter(|(id, name)| is_there(*id, *name))
+            .collect();
         match why {
-            Some(Leaving::Moved) => self.leave_moved(&known),
-            Some(Leaving::TooOld) => self.leave_too_old(&known),
-            None => {}
+            Leaving::Moved => self.leave_moved(&ids, &of),
+            Leaving::TooOld => self.leave_too_old(&ids, &of),
         }
     }
 
-    fn leave_moved(&mut self, known: &Known) {
+    fn leave_moved(&mut self, ids: &[(OpenId, Name)], of: &ByMessage<'_>) {
         let point = *self.point_max.get_or_insert(self.ledger.commit_point());
         let commit_point = point.next;
-        let held = self.held_by_message();
-        for open in &known.open {
-            let Some(found) = message_of(open).and_then(|message| held.get(&message)) else {
+        for (id, name) in ids {
+            let Some(open) = of.get(name).copied() else {
                 continue;
             };
-            self.take_resting(*found);
+            self.take_resting(*id);
             if open.offset.0 < commit_point.0 {
-                self.give_up_restored(open, Reason::Moved, MOVED.to_owned());
+                let work = self.give_up_restored(open, Reason::Moved, MOVED.to_owned());
+                self.leaving_works.extend(work);
             } else if let Some(not_applied) = has_run(&open.stage) {
                 // The message is the next owner's; what became of its attempts stays known, should it come back here.
                 self.changes.opened.push(Open {
@@ -71,28 +90,20 @@ impl Partition {
         }
     }
 
-    fn leave_too_old(&mut self, known: &Known) {
-        let held = self.held_by_message();
-        let of = by_message(&known.open);
-        // In the order of their offsets.
-        let too_old: Vec<OpenId> = known
-            .open
-            .iter()
-            .filter_map(|open| held.get(&message_of(open)?).copied())
-            .filter(|id| {
-                self.resting
-                    .get(*id)
-                    .is_some_and(|resting| self.is_too_old(resting))
-            })
-            .collect();
+    fn leave_too_old(&mut self, ids: &[(OpenId, Name)], of: &ByMessage<'_>) {
         let mut given_up = Vec::new();
-        for id in too_old {
+        for (id, name) in ids {
             // It may have followed another already.
-            if let Some((work, since_ms)) = self.follow(id, &of) {
-                given_up.push((work, since_ms));
+            if self
+                .resting
+                .get(*id)
+                .is_some_and(|resting| resting.name() == *name)
+            {
+                given_up.extend(self.follow(*id, of));
             }
         }
         for (id, since_ms) in given_up {
+            self.leaving_works.insert(id);
             self.give_up(id, Reason::HeldTooLong, self.held_for_too_long(since_ms));
         }
     }
@@ -102,8 +113,14 @@ impl Partition {
         let mut follows = vec![(id, None)];
         let mut work_of_first = None;
         while let Some((id, first)) = follows.pop() {
-            let name = self.resting.get(id).map(Resting::name);
-            let Some(open) = name.and_then(|name| of.get(&name)) else {
+            let Some(name) = self.resting.get(id).map(Resting::name) else {
+                continue;
+            };
+            let Some(open) = of.get(&name) else {
+                // Held behind it since they were asked for: it is asked for by itself, and judged by how this one ends.
+                if first.is_some() {
+                    self.freed.push_back((id, name));
+                }
                 continue;
             };
             let Some(resting) = self.take_resting(id) else {
@@ -163,21 +180,22 @@ impl Partition {
         }
     }
 
-    /// The held records at rest, by the message that they are about.
-    fn held_by_message(&self) -> HashMap<(TokenKey, Offset), OpenId> {
-        let held = self.resting.iter().filter(|(_, resting)| is_held(resting));
-        held.map(|(id, resting)| ((resting.keys.first(), resting.offset), id))
-            .collect()
-    }
-
     /// Takes a record out of the resting ones, and its keys out of the index.
     fn take_resting(&mut self, id: OpenId) -> Option<Resting> {
         let mut resting = self.resting.try_remove(id)?;
         resting.order = self.leave_rest(id, &resting);
-        for key in resting.keys.as_slice() {
-            if self.index.get(key) == Some(&Holder::Resting(id)) {
-                self.index.remove(key);
+        if resting.state == RestingState::Held(HeldFor::Token) {
+            // Its number may be another's soon, and that one is not behind this token.
+            for key in resting.keys.as_slice() {
+                if let Some(Holder::Resting(first)) = self.index.get(key)
+                    && let Some(first) = self.resting.get_mut(first)
+                {
+                    first.behind.retain(|behind| *behind != id);
+                }
             }
+        }
+        for key in resting.keys.as_slice() {
+            self.index.leave(key, Holder::Resting(id));
         }
         Some(resting)
     }
@@ -215,8 +233,4 @@ fn message_of(open: &Open) -> Option<(TokenKey, Offset)> {
         Stage::Held { .. } => Some((*open.keys.first()?, open.offset)),
         _ => None,
     }
-}
-
-fn is_held(resting: &Resting) -> bool {
-    matches!(resting.state, RestingState::Held(_))
 }

@@ -29,6 +29,7 @@ mod judge;
 mod leave;
 mod life;
 mod record;
+mod resting;
 mod restore;
 mod starts;
 #[cfg(all(test, feature = "testing"))]
@@ -43,7 +44,7 @@ use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use slab::Slab;
 use tokio::sync::{mpsc, watch};
 
@@ -60,15 +61,17 @@ use crate::ledger::{CommitPoint, Ledger};
 use crate::message::Batch;
 use crate::metrics::PartitionMeters;
 use crate::outcome::Open;
-use crate::store::lookups::{Answer, Loading};
-use crate::store::{Changes, Known, PartitionId};
+use crate::store::lookups::Answer;
+use crate::store::{Changes, PartitionId};
 use crate::token::TokenKey;
 use crate::window::{PartitionTime, Window};
-use hold::{Blocked, Loads};
+use hold::{Blocked, Loads, Name};
 pub(crate) use life::is_renewed;
+use resting::Rests;
+pub(crate) use resting::{Found, find};
 pub(crate) use starts::Starts;
 pub(crate) use wiring::{Assignment, Control, Wiring};
-use work::{Index, OpenId, Resting, Work, WorkId};
+use work::{Index, OpenId, Work, WorkId};
 
 /// Waiting for one batch of look-ups.
 struct Asked {
@@ -123,7 +126,7 @@ pub(crate) struct Partition {
     ledger: Ledger,
     time: PartitionTime,
     works: Slab<Work>,
-    resting: Slab<Resting>,
+    resting: Rests,
     index: Index,
     held: usize,
     held_bytes: usize,
@@ -153,9 +156,15 @@ pub(crate) struct Partition {
     retry_due: BTreeSet<(i64, OpenId)>,
     /// Keys of which a message is held.
     blocked: HashMap<u64, Blocked>,
+    /// How often one more key came to be held up.
+    blocks: u64,
     /// Held messages whose key is theirs now.
-    freed: VecDeque<OpenId>,
+    freed: VecDeque<(OpenId, Name)>,
     loads: Option<Loads>,
+    /// Held messages that are loaded, in the order in which they run, before what has come since.
+    returned: VecDeque<WorkId>,
+    /// Held messages that are given up without another attempt, and have not ended yet.
+    leaving_works: HashSet<WorkId>,
 
     // Acts.
     acting: Option<acts::Acting>,
@@ -182,7 +191,7 @@ pub(crate) struct Partition {
     control: watch::Receiver<Control>,
     draining: Option<Draining>,
     /// Held messages on their way from the store, to be given up.
-    leaving: Option<(Leaving, Loading)>,
+    leaving: Option<(Leaving, Loads)>,
     stopped: Option<Error>,
 }
 
@@ -216,7 +225,7 @@ enum Wake {
     ),
     Attempt(WorkId, crate::attempt::Event),
     Sent(WorkId, Result<(), broker::Error>),
-    Loaded(Result<Result<Known, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
+    Leaving(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
     Held(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
     /// The held messages that verdicts are about.
     Decided(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
@@ -231,7 +240,7 @@ impl Partition {
             id,
             gate,
             start,
-            known,
+            found,
             accounts,
             batches,
             orders,
@@ -267,7 +276,7 @@ impl Partition {
             assigned_at: now,
             assigned_ms: wall_ms,
             works: Slab::new(),
-            resting: Slab::new(),
+            resting: Rests::default(),
             index: Index::default(),
             held: 0,
             held_bytes: 0,
@@ -286,10 +295,13 @@ impl Partition {
             due: Vec::new(),
             retry_due: BTreeSet::new(),
             blocked: HashMap::new(),
+            blocks: 0,
             freed: VecDeque::new(),
             loads: None,
             acting: None,
             orders,
+            returned: VecDeque::new(),
+            leaving_works: HashSet::new(),
             own: starts::Own::new(&wiring.starts),
             changes: Changes::new(id),
             letters: Vec::new(),
@@ -311,7 +323,7 @@ impl Partition {
             stopped: None,
             wiring,
         };
-        partition.restore(known, wall_ms);
+        partition.restore(found);
         partition
     }
 
@@ -348,10 +360,9 @@ impl Partition {
                 Wake::Judged(answer) => self.judged(answer)?,
                 Wake::Attempt(id, event) => self.attempt_event(id, event)?,
                 Wake::Sent(id, result) => self.sent(id, result),
-                Wake::Loaded(known) => {
-                    let why = self.leaving.take().map(|(why, _)| why);
-                    let known = known.map_err(|_| gone())?;
-                    self.leave(why, known.map_err(|error| Stop::Error(Error::Store(error)))?);
+                Wake::Leaving(held) => {
+                    let held = held.map_err(|_| gone())?;
+                    self.leave(&held.map_err(|error| Stop::Error(Error::Store(error)))?);
                 }
                 Wake::Held(held) => {
                     let held = held.map_err(|_| gone())?;
@@ -395,6 +406,7 @@ impl Partition {
             self.try_again(id)?;
         }
         self.drain_attempt_events()?;
+        self.load_leaving(Leaving::TooOld);
         self.load_due();
         self.ask();
         self.start_begun()?;
@@ -424,9 +436,9 @@ impl Partition {
             changed = self.control.changed() => Wake::Control(changed.is_ok()),
             () = self.acks.changed(), if !self.submitted.is_empty() => Wake::Durable,
             answer = async { match asked.front_mut() { Some(asked) => (&mut asked.answer).await, None => std::future::pending().await } } => Wake::Judged(answer),
-            known = async { match leaving { Some((_, loading)) => loading.await, None => std::future::pending().await } } => Wake::Loaded(known),
+            held = async { match leaving { Some((_, loads)) => (&mut loads.answer).await, None => std::future::pending().await } } => Wake::Leaving(held),
             held = async { match loads { Some(loads) => (&mut loads.answer).await, None => std::future::pending().await } } => Wake::Held(held),
-            held = async { match verdicts { Some(loading) => (&mut loading.answer).await, None => std::future::pending().await } } => Wake::Decided(held),
+            held = async { match verdicts { Some(loading) => (&mut loading.loads.answer).await, None => std::future::pending().await } } => Wake::Decided(held),
             Some(order) = self.orders.recv(), if takes_orders => Wake::Order(order),
             (id, event) = std::future::poll_fn(|cx| attempts.poll_event(cx)) => Wake::Attempt(id, event),
             Some((id, result)) = self.sending.next(), if !self.sending.is_empty() => Wake::Sent(id, result),

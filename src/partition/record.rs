@@ -7,7 +7,7 @@
 use futures_util::FutureExt as _;
 
 use super::work::{Ending, Holder, OpenId, Origin, Phase, Resting, RestingState, WorkId};
-use super::{Leaving, Partition, Stop, Submitted};
+use super::{Partition, Stop, Submitted};
 use crate::accounts::Account;
 use crate::broker::{self, Letter};
 use crate::clock;
@@ -218,11 +218,12 @@ impl Partition {
 
     /// Its hold is durable: the message is complete, its token stays open.
     fn held(&mut self, id: WorkId) {
-        let Some(work) = self.works.get_mut(id) else {
+        let Some(work) = self.works.get(id) else {
             return;
         };
         let Some(why) = work.held_for else { return };
         let (behind, offset) = (work.held_behind, work.offset());
+        let behind = behind.filter(|first| self.have_a_key_in_common(id, *first));
         // It waited twice behind its token: found in the store, and delivered again. They share one record.
         let first = behind.and_then(|first| self.resting.get(first));
         let is_held = |behind: &OpenId| self.resting.get(*behind).is_some_and(|r| r.offset == offset);
@@ -249,8 +250,9 @@ impl Partition {
             first_seen_ms: work.first_seen_ms(),
             state: RestingState::Held(why),
             behind: Vec::new(),
+            is_its_turn: false,
         };
-        let keys = work.keys.clone();
+        let (keys, name) = (work.keys.clone(), resting.name());
         let open = self.resting.insert(resting);
         if let Some(first) = behind.and_then(|first| self.resting.get_mut(first)) {
             first.behind.push(open);
@@ -263,8 +265,19 @@ impl Partition {
                 self.retry_due.insert((due_ms, open));
             }
             HeldFor::Key => self.held_behind_key(order, open),
+            // The record left its rest while this one was on the way to the disk, and nobody will come back for it.
+            HeldFor::Token if behind.is_none() => self.freed.push_back((open, name)),
             HeldFor::InDoubt | HeldFor::Token => {}
         }
+    }
+
+    /// Whether that record is the one that this work is held behind: another may have its number by now.
+    fn have_a_key_in_common(&self, id: WorkId, open: OpenId) -> bool {
+        let (Some(work), Some(resting)) = (self.works.get(id), self.resting.get(open)) else {
+            return false;
+        };
+        let keys = resting.keys.as_slice();
+        work.keys.as_slice().iter().any(|key| keys.contains(key))
     }
 
     /// The message is complete. Whoever waited behind it shares a durable outcome, or is judged anew.
@@ -275,6 +288,9 @@ impl Partition {
         let Some(work) = self.works.try_remove(id) else {
             return;
         };
+        if !self.leaving_works.is_empty() {
+            self.leaving_works.remove(&id);
+        }
         match work.origin {
             Origin::Taken(slot) => {
                 self.accounts.shift(Account::InFlight, account);
@@ -299,8 +315,7 @@ impl Partition {
             let single = waiting.keys.as_slice().len() == 1;
             match closed {
                 // The outcome is durable, and nobody has opened the token since: no look-up is needed to share it.
-                Some(closed) if single && !self.index.contains_key(&key) => {
-                    self.index.insert(key, Holder::Work(waiter));
+                Some(closed) if single && self.index.claim(key, Holder::Work(waiter)).is_none() => {
                     self.meets_closed(waiter, closed, None);
                 }
                 _ => self.enter(waiter),
@@ -419,7 +434,6 @@ impl Partition {
             self.publish_due = self.now + self.wiring.commit_every;
             self.publish_now = true;
             self.show();
-            self.load_leaving(Leaving::TooOld);
         }
         if !self.publish_now || self.is_published() || self.submitted.len() >= super::SUBMITTED_MAX {
             return;

@@ -3,30 +3,35 @@
 use std::sync::Arc;
 
 use super::Partition;
+use super::resting::{Found, Kind};
 use super::work::{Ending, Holder, Keys, Origin, Phase, Resting, RestingState, Work, WorkId};
 use crate::accounts::Account;
-use crate::clock;
 use crate::outcome::{End, HeldFor, Open, Reason, Stage, Stored, Verdict};
-use crate::store::Known;
+use crate::token::TokenKey;
 
 impl Partition {
     /// Takes up what an earlier assignment left open. Begun records wait for their message to be delivered again;
-    /// held ones rest until a verdict or their age; a verdict given meanwhile is carried out; a letter that was not
-    /// acknowledged is sent again.
-    pub(super) fn restore(&mut self, known: Known, wall_ms: i64) {
-        let (mut behind, first): (Vec<_>, Vec<_>) =
-            known.open.into_iter().partition(Open::is_behind_its_token);
-        for open in &first {
-            self.take_up(open, wall_ms);
+    /// held ones rest until they are due, or for a verdict, or too old; a verdict given meanwhile is carried out; a letter
+    /// that was not acknowledged is sent again.
+    pub(super) fn restore(&mut self, found: Vec<Found>) {
+        self.index.reserve(found.len());
+        let mut behind = Vec::new();
+        for found in found {
+            if found.is_behind_its_token() {
+                behind.push(found);
+            } else {
+                self.take_up(found);
+            }
         }
         // Whoever is held behind a token comes after the record that holds it, which may have the higher offset: a
         // message can be held that was passed over as a duplicate before. And so on, behind each of these.
         loop {
-            let has_holder = |open: &Open| self.holder_of(open).is_some();
+            let has_holder = |found: &Found| self.holder_of(found.keys()).is_some();
             let (next, rest): (Vec<_>, Vec<_>) = behind.into_iter().partition(has_holder);
             let is_last = next.is_empty();
-            for open in if is_last { &rest } else { &next } {
-                self.take_up(open, wall_ms);
+            let (turn, rest) = if is_last { (rest, next) } else { (next, rest) };
+            for found in turn {
+                self.take_up(found);
             }
             if is_last {
                 break;
@@ -36,22 +41,22 @@ impl Partition {
         self.run_next_of_all();
     }
 
-    fn take_up(&mut self, open: &Open, wall_ms: i64) {
-        let too_old = wall_ms.saturating_sub(open.since_ms) >= clock::millis(self.wiring.limits.held_age);
-        match &open.stage {
-            Stage::Begun {
-                not_applied,
-                message: None,
-            } => {
-                let state = RestingState::Begun {
-                    not_applied: *not_applied,
-                };
-                self.rest(open, state);
+    fn take_up(&mut self, found: Found) {
+        match found.0 {
+            Kind::Whole(open) => self.take_up_whole(&open),
+            Kind::Resting(resting, bytes) => {
+                if resting.is_held() {
+                    self.accounts.restore(1);
+                    self.count_held(bytes);
+                }
+                self.rest(resting);
             }
-            Stage::Begun {
-                not_applied,
-                message: Some(_),
-            } => {
+        }
+    }
+
+    fn take_up_whole(&mut self, open: &Open) {
+        match &open.stage {
+            Stage::Begun { not_applied, .. } => {
                 // It was held, an operator said run, and the process died while it ran: in doubt, like any other.
                 self.count_restored(open);
                 let not_applied = *not_applied;
@@ -75,19 +80,9 @@ impl Partition {
             Stage::Held { why, verdict, .. } => {
                 self.count_restored(open);
                 let why = *why;
-                match verdict {
-                    // Not beside whoever has its token open, but after it.
-                    Some(Verdict::Run) if why == HeldFor::Token => self.rest_or_follow(open, why),
-                    Some(verdict) => {
-                        let work = self.carry_out_found(open, *verdict);
-                        self.hold_up(work, why, open);
-                    }
-                    None if too_old => {
-                        let error = self.held_for_too_long(open.since_ms);
-                        let work = self.give_up_restored(open, Reason::HeldTooLong, error);
-                        self.hold_up(work, why, open);
-                    }
-                    None => self.rest_or_follow(open, why),
+                if let Some(verdict) = verdict {
+                    let work = self.carry_out_found(open, *verdict);
+                    self.hold_up(work, why, open);
                 }
             }
             Stage::Settling { end, error, .. } => {
@@ -113,47 +108,30 @@ impl Partition {
         self.count_held(open.bytes());
     }
 
-    /// Held behind a token whose own record is being carried out: it follows as work, to be judged by the outcome.
-    fn rest_or_follow(&mut self, open: &Open, why: HeldFor) {
-        match self.holder_of(open) {
-            Some(Holder::Work(first)) => {
-                let Some(id) = self.revive(open, Phase::Behind) else {
-                    return;
-                };
-                if let Some(first) = self.works.get_mut(first) {
-                    first.behind.push(id);
-                }
-            }
+    /// It rests. Held behind a token that no record at rest has, it is judged next: by the outcome of the work that has
+    /// it, or by what the store says.
+    fn rest(&mut self, mut resting: Resting) {
+        let is_behind = resting.state == RestingState::Held(HeldFor::Token);
+        let holder = self.holder_of(resting.keys.as_slice()).filter(|_| is_behind);
+        let order = resting.order.take();
+        let (keys, name) = (resting.keys.clone(), resting.name());
+        let id = self.resting.insert(resting);
+        match holder {
             Some(Holder::Resting(first)) => {
-                let resting = resting_of(open, RestingState::Held(why));
-                let id = self.resting.insert(resting);
                 if let Some(first) = self.resting.get_mut(first) {
                     first.behind.push(id);
                 }
-                for key in &open.keys {
-                    self.index.entry(*key).or_insert(Holder::Resting(id));
-                }
             }
-            // The record it was held behind is closed: judge it now.
-            None if why == HeldFor::Token => {
-                if let Some(id) = self.revive(open, Phase::Judging) {
-                    self.enter(id);
-                }
-            }
-            None => self.rest(open, RestingState::Held(why)),
+            _ if is_behind => self.freed.push_back((id, name)),
+            _ => self.rest_with_key(id, order),
+        }
+        for key in keys.as_slice() {
+            self.index.claim(*key, Holder::Resting(id));
         }
     }
 
-    fn holder_of(&self, open: &Open) -> Option<Holder> {
-        open.keys.iter().find_map(|key| self.index.get(key).copied())
-    }
-
-    fn rest(&mut self, open: &Open, state: RestingState) {
-        let id = self.resting.insert(resting_of(open, state));
-        self.rest_with_key(id, self.order_of_open(open));
-        for key in &open.keys {
-            self.index.entry(*key).or_insert(Holder::Resting(id));
-        }
+    fn holder_of(&self, keys: &[TokenKey]) -> Option<Holder> {
+        keys.iter().find_map(|key| self.index.get(key))
     }
 
     /// What an operator decided while the consumer was stopped, or before it ended.
@@ -247,6 +225,7 @@ impl Partition {
             has_slot: false,
             owns_key: false,
             blocks: None,
+            unblocked_at: u64::MAX,
             judged_ms: self.time.now_ms().unwrap_or(open.first_seen_ms),
             seen_floor_ms: open.first_seen_ms,
             attempts: open.attempts,
@@ -269,23 +248,10 @@ impl Partition {
             keys,
         });
         for key in &open.keys {
-            self.index.entry(*key).or_insert(Holder::Work(id));
+            self.index.claim(*key, Holder::Work(id));
         }
         Some(id)
     }
 }
 
 const BY_OPERATOR: &str = "an operator resolved it to the dead-letter topic";
-
-fn resting_of(open: &Open, state: RestingState) -> Resting {
-    Resting {
-        keys: Keys::of(&open.keys),
-        offset: open.offset,
-        attempts: open.attempts,
-        since_ms: open.since_ms,
-        first_seen_ms: open.first_seen_ms,
-        state,
-        behind: Vec::new(),
-        order: None,
-    }
-}

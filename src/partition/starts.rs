@@ -170,7 +170,10 @@ impl Partition {
             State::Closed => true,
             State::Open(_) => false,
             State::HalfOpen => {
-                self.ready.is_empty() && self.begun.is_empty() && self.own.postponed.is_empty()
+                self.ready.is_empty()
+                    && self.returned.is_empty()
+                    && self.begun.is_empty()
+                    && self.own.postponed.is_empty()
             }
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use super::Starts;
+use super::{Found, Starts};
 use crate::accounts::Accounts;
 use crate::act::Order;
 use crate::attempt::Factory;
@@ -21,8 +21,8 @@ use crate::limits::Budget;
 use crate::message::Batch;
 use crate::metrics::TopicMeters;
 use crate::pulse::Pulse;
+use crate::store::PartitionId;
 use crate::store::lookups::Lookups;
-use crate::store::{Known, PartitionId};
 use crate::token::Extractor;
 
 /// What the partition tasks of one topic share.
@@ -69,7 +69,8 @@ pub(crate) struct Assignment {
     pub(crate) id: PartitionId,
     pub(crate) gate: Gate,
     pub(crate) start: CommitPoint,
-    pub(crate) known: Known,
+    /// By offset.
+    pub(crate) found: Vec<Found>,
     pub(crate) accounts: Accounts,
     pub(crate) batches: mpsc::Receiver<Batch>,
     pub(crate) orders: mpsc::Receiver<Order>,

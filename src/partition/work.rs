@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
 use crate::accounts::Account;
 use crate::clock::Instant;
@@ -112,6 +113,8 @@ pub(super) struct Work {
     pub(super) owns_key: bool,
     /// The key whose other messages are held until this one has ended.
     pub(super) blocks: Option<u64>,
+    /// How many keys had been held up so far when its own was found not to be: until there are more, it is not.
+    pub(super) unblocked_at: u64,
     /// Partition time when it was judged.
     pub(super) judged_ms: i64,
     /// Not before this are its records first seen: a token that ran again must not lie below its older record.
@@ -193,9 +196,16 @@ pub(super) struct Resting {
     pub(super) behind: Vec<OpenId>,
     /// The key that it holds up, or waits for.
     pub(super) order: Option<u64>,
+    /// It waited for its key, which is its own now.
+    pub(super) is_its_turn: bool,
 }
 
 impl Resting {
+    /// Whether it is kept for later, and not only begun by somebody who is gone.
+    pub(super) fn is_held(&self) -> bool {
+        matches!(self.state, RestingState::Held(_))
+    }
+
     /// What its record is called.
     pub(super) fn name(&self) -> (TokenKey, Offset) {
         (self.keys.first(), self.offset)
@@ -225,8 +235,94 @@ pub(super) enum Holder {
     Resting(OpenId),
 }
 
-/// Every open token of the partition.
-pub(super) type Index = HashMap<TokenKey, Holder, Uniform>;
+/// Every open token of the partition, and who has it.
+///
+/// Records at rest lie apart from work in flight: there may be a million of them, and every message enters the index and
+/// leaves it again. In one map it would do so at a place that no cache has.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    works: HashMap<TokenKey, WorkId, Uniform>,
+    /// Never a key that is in the other one.
+    resting: HashMap<TokenKey, u32, Uniform>,
+}
+
+impl Index {
+    pub(super) fn len(&self) -> usize {
+        self.works.len() + self.resting.len()
+    }
+
+    /// Makes room for so many records at rest.
+    pub(super) fn reserve(&mut self, records: usize) {
+        self.resting.reserve(records);
+    }
+
+    pub(super) fn get(&self, key: &TokenKey) -> Option<Holder> {
+        let resting = || self.resting.get(key).map(|id| Holder::Resting(*id as OpenId));
+        self.works.get(key).map(|id| Holder::Work(*id)).or_else(resting)
+    }
+
+    /// Whether a record at rest has that key.
+    pub(super) fn rests(&self, key: &TokenKey) -> bool {
+        self.resting.contains_key(key)
+    }
+
+    /// The same as [`claim`](Self::claim), for work, of a key that no record at rest has.
+    pub(super) fn claim_fresh(&mut self, key: TokenKey, by: WorkId) -> Option<WorkId> {
+        match self.works.entry(key) {
+            Entry::Occupied(entry) => Some(*entry.get()),
+            Entry::Vacant(entry) => {
+                entry.insert(by);
+                None
+            }
+        }
+    }
+
+    /// Gives a key that nobody has to that one; who else has it, else.
+    pub(super) fn claim(&mut self, key: TokenKey, by: Holder) -> Option<Holder> {
+        if let Some(id) = self.resting.get(&key) {
+            return Some(Holder::Resting(*id as OpenId));
+        }
+        match (self.works.entry(key), by) {
+            (Entry::Occupied(entry), _) => Some(Holder::Work(*entry.get())),
+            (Entry::Vacant(entry), Holder::Work(id)) => {
+                entry.insert(id);
+                None
+            }
+            (Entry::Vacant(_), Holder::Resting(id)) => {
+                self.resting.insert(key, number(id));
+                None
+            }
+        }
+    }
+
+    /// Takes the key away from that one, if it has it.
+    pub(super) fn leave(&mut self, key: &TokenKey, from: Holder) {
+        match from {
+            Holder::Work(id) => {
+                if let Entry::Occupied(entry) = self.works.entry(*key)
+                    && *entry.get() == id
+                {
+                    entry.remove();
+                }
+            }
+            Holder::Resting(id) => {
+                if let Entry::Occupied(entry) = self.resting.entry(*key)
+                    && *entry.get() == number(id)
+                {
+                    entry.remove();
+                }
+            }
+        }
+    }
+}
+
+/// As the index keeps it: four bytes less for each held message.
+pub(super) fn number(id: OpenId) -> u32 {
+    match u32::try_from(id) {
+        Ok(number) => number,
+        Err(_) => panic!("{id} records at rest in one partition"),
+    }
+}
 
 /// Token keys are uniform already: their first eight bytes are the hash.
 #[derive(Debug, Clone, Copy, Default)]

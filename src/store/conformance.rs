@@ -72,6 +72,7 @@ pub fn every_claim<M: Medium>(mut medium: impl FnMut() -> M) {
     one_partition_does_not_show_in_another(medium());
     a_group_can_end_a_token_and_open_it_again(medium());
     what_is_absent_can_be_removed(medium());
+    a_visit_shows_what_a_load_gives(medium());
     the_newest_record_is_found(medium());
     a_look_up_reaches_exactly_as_far_as_asked(medium());
     hits_come_in_the_order_of_the_keys(medium());
@@ -213,6 +214,23 @@ pub fn what_is_absent_can_be_removed(mut medium: impl Medium) {
         });
         assert_eq!(store.load(at).unwrap().open, std::slice::from_ref(&eleven));
     }
+}
+
+/// Each open record once, of that partition alone, and all else as it is loaded.
+pub fn a_visit_shows_what_a_load_gives(mut medium: impl Medium) {
+    let store = start(&mut medium, &["orders"]);
+    let (at, other) = (partition(&store, "orders", 0), partition(&store, "orders", 1));
+    apply(&store, other, |changes| changes.opened = vec![begun(9, 9)]);
+    apply(&store, at, |changes| {
+        changes.opened = vec![begun(3, 12), begun(1, 11), begun(2, 10)];
+        changes.position = Some(position(7, Some(9)));
+        changes.fence = Some(Fence(3));
+    });
+    let mut open = Vec::new();
+    let known = store.visit(at, &mut |record| open.push(record)).unwrap();
+    open.sort_by_key(|record| record.offset);
+    assert_eq!(known.open, [], "they were visited");
+    assert_eq!(store.load(at).unwrap(), Known { open, ..known });
 }
 
 /// In one bucket the last written rules, over several the newest bucket.

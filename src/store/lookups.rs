@@ -8,7 +8,7 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-use super::{Error, Hit, Known, PartitionId, Store};
+use super::{Error, Hit, PartitionId, Store};
 use crate::message::Offset;
 use crate::outcome::Open;
 use crate::token::TokenKey;
@@ -23,9 +23,6 @@ pub(crate) struct Found {
 /// The answer to one batch.
 pub(crate) type Answer = oneshot::Receiver<Result<Found, Error>>;
 
-/// The answer to [`Lookups::load`].
-pub(crate) type Loading = oneshot::Receiver<Result<Known, Error>>;
-
 /// The answer to [`Lookups::load_open`].
 pub(crate) type LoadingOpen = oneshot::Receiver<Result<Vec<Open>, Error>>;
 
@@ -35,10 +32,6 @@ enum Question {
         since_ms: i64,
         keys: Vec<TokenKey>,
         reply: oneshot::Sender<Result<Found, Error>>,
-    },
-    Load {
-        partition: PartitionId,
-        reply: oneshot::Sender<Result<Known, Error>>,
     },
     LoadOpen {
         partition: PartitionId,
@@ -70,9 +63,6 @@ fn answer(store: &dyn Store, question: Question) {
             let mut hits = Vec::new();
             let answer = store.look_up(partition, since_ms, &keys, &mut hits);
             let _ = reply.send(answer.map(|()| Found { keys, hits }));
-        }
-        Question::Load { partition, reply } => {
-            let _ = reply.send(store.load(partition));
         }
         Question::LoadOpen {
             partition,
@@ -121,13 +111,6 @@ impl Lookups {
             keys,
             reply,
         });
-        answer
-    }
-
-    /// Asks for all that the store knows of a partition, the bytes of held messages included.
-    pub(crate) fn load(&self, partition: PartitionId) -> Loading {
-        let (reply, answer) = oneshot::channel();
-        self.put(Question::Load { partition, reply });
         answer
     }
 

@@ -215,6 +215,17 @@ pub trait Store: Send + Sync + 'static {
     /// An I/O error, or a record that this version cannot read.
     fn load(&self, partition: PartitionId) -> Result<Known, Error>;
 
+    /// The same, with its open records one at a time, in no order: a million messages may be held, and whoever needs no
+    /// more of each than what it is must not have them all in memory. The answer has none.
+    ///
+    /// # Errors
+    /// An I/O error, or a record that this version cannot read; what was visited until then counts for nothing.
+    fn visit(&self, partition: PartitionId, visit: &mut dyn FnMut(Open)) -> Result<Known, Error> {
+        let mut known = self.load(partition)?;
+        std::mem::take(&mut known.open).into_iter().for_each(visit);
+        Ok(known)
+    }
+
     /// Open records by the first key and the offset of each, in that order; those that are not there are left out.
     ///
     /// # Errors

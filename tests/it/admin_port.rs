@@ -224,12 +224,13 @@ fn free_address() -> SocketAddr {
 }
 
 /// Metrics of what a warm consumer in local mode does not do: restoring from a changelog, rebuilding from a topic, standing
-/// by.
+/// by, obeying an operator (`operator.rs`).
 fn is_elsewhere(name: &str) -> bool {
     name.starts_with("hapax_restor")
         || name.starts_with("hapax_standby")
         || name.starts_with("hapax_rebuil")
         || name.starts_with("hapax_changelog")
+        || name.starts_with("hapax_operator")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -327,6 +327,10 @@ fn resolve_by_token_and_all_at_once() {
     let before = acts(dir.path());
     resolve(&["--all-in-doubt"], "--run")
         .ended(0)
+        .says("2 verdicts would be written; nothing was done: give --yes to do it");
+    assert_eq!(acts(dir.path()), before);
+    resolve(&["--all-in-doubt", "--yes"], "--run")
+        .ended(0)
         .says("2 verdicts written");
     assert_eq!(acts(dir.path()), before + 2);
     let (dead, run) = (Some(Verdict::DeadLetter), Some(Verdict::Run));
@@ -396,7 +400,7 @@ fn a_store_that_is_in_use_or_not_there_is_refused() {
         args.extend(["--state-dir", path(&dir)]);
         hapax(&args)
             .ended(1)
-            .says("is in use by a running consumer; stop it");
+            .says("is in use by a running consumer: leave --state-dir out");
     }
     drop(running);
     let nowhere = TempDir::new().unwrap();
@@ -570,7 +574,18 @@ fn the_help_in_the_documentation_is_the_help_of_the_command() {
             shown.push(args.join(" "));
         }
     }
-    for verb in ["check", "explain", "held", "resolve", "audit"] {
+    for verb in [
+        "check",
+        "explain",
+        "status",
+        "held",
+        "inspect",
+        "resolve",
+        "invalidate",
+        "forget",
+        "redrive",
+        "audit",
+    ] {
         assert!(
             shown.contains(&format!("{verb} --help")),
             "docs/cli.md does not show `hapax {verb} --help`"

@@ -34,6 +34,7 @@ mod killed_store;
 mod member;
 mod memory;
 mod mock;
+mod operator;
 mod protocols;
 mod rebalance;
 mod rebuild;

@@ -5,7 +5,8 @@
 //! `take.rs` how it takes messages (with the one unsafe module, `raw.rs`), `signal.rs` what wakes it, `properties.rs` how it is
 //! set up. `producer.rs` sends dead letters, `rights.rs` names rights that are missing, `admin.rs` asks about topics and the
 //! cluster, `demo.rs` has the broker
-//! inside `hapax demo`. `owners.rs` asks the group who has a partition.
+//! inside `hapax demo`. `owners.rs` asks the group who has a partition, `letters.rs` reads
+//! dead letters back.
 
 pub(crate) mod admin;
 pub(crate) mod arriving;
@@ -18,6 +19,8 @@ pub(crate) mod consumer;
 pub(crate) mod cutter;
 #[cfg(feature = "cli")]
 pub(crate) mod demo;
+#[cfg(feature = "cli")]
+pub(crate) mod letters;
 pub(crate) mod member;
 pub(crate) mod owners;
 pub(crate) mod producer;

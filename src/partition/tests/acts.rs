@@ -319,6 +319,28 @@ fn forget_is_refused_where_kafka_may_deliver_again_and_while_the_token_is_open()
     });
 }
 
+/// 1 was suppressed before its token was forgotten: delivered again it is a redelivery, and not the next message.
+#[test]
+fn what_was_delivered_before_a_token_was_forgotten_does_not_run() {
+    paused(async {
+        let script = Script::ok();
+        let mut rig = rig(Class::NonIdempotent, &script);
+        rig.send(0, message("a"));
+        rig.send(0, message("a"));
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        let act = Act::Forget {
+            token: token(&rig, "a"),
+        };
+        assert!(matches!(one(&mut rig, act).await, Came::Done(_)));
+        rig.commit_as(0, 1, rig.committed(0).unwrap().mark);
+        rig.crash();
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!((script.offsets(), rig.account(Account::Redelivery)), (vec![0], 1));
+    });
+}
+
 #[test]
 fn forget_waits_for_the_commit() {
     paused(async {

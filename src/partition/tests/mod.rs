@@ -19,6 +19,7 @@ mod holds;
 mod journal;
 mod life;
 mod limits;
+mod many;
 mod outcomes;
 mod random;
 mod rebuilds;

@@ -443,6 +443,10 @@ impl Store for RocksStore {
         self.load_partition(partition)
     }
 
+    fn visit(&self, partition: PartitionId, visit: &mut dyn FnMut(Open)) -> Result<Known, Error> {
+        self.visit_partition(partition, visit)
+    }
+
     fn load_open(&self, partition: PartitionId, names: &[(TokenKey, Offset)]) -> Result<Vec<Open>, Error> {
         self.read_open(partition, names)
     }

@@ -153,6 +153,18 @@ impl RocksStore {
     }
 
     pub(super) fn load_partition(&self, partition: PartitionId) -> Result<Known, Error> {
+        let mut open = Vec::new();
+        let known = self.visit_partition(partition, &mut |record| open.push(record))?;
+        open.sort_by_key(|record| record.offset);
+        Ok(Known { open, ..known })
+    }
+
+    /// In the order of their keys. Each record is decoded, handed on, and forgotten.
+    pub(super) fn visit_partition(
+        &self,
+        partition: PartitionId,
+        visit: &mut dyn FnMut(Open),
+    ) -> Result<Known, Error> {
         let meta = self.family(keys::META)?;
         let text = |key: String| match self.db.get_cf(&meta, &key) {
             Ok(bytes) => Ok(bytes.map(|bytes| (key, bytes))),
@@ -181,17 +193,15 @@ impl RocksStore {
                 Some(next.ok_or_else(|| open::unreadable(&self.path, &key))?)
             }
         };
-        let mut open = Vec::new();
         for value in self.under(keys::OPEN, keys::open_prefix(partition))? {
             let (_, value) = value.map_err(|error| self.damage("load a partition", &error))?;
-            open.push(self.decode_open(partition, &value)?);
+            visit(self.decode_open(partition, &value)?);
         }
-        open.sort_by_key(|record| record.offset);
         Ok(Known {
             position,
             fence,
             changelog,
-            open,
+            open: Vec::new(),
         })
     }
 
@@ -262,6 +272,8 @@ impl RocksStore {
     ) -> Result<impl Iterator<Item = Result<KeyValue, rocksdb::Error>>, Error> {
         let mut options = ReadOptions::default();
         options.set_iterate_range(PrefixRange(prefix.as_ref()));
+        // Read once, and no reason to push out what is looked up all the time.
+        options.fill_cache(false);
         let family = self.family(name)?;
         Ok(self.db.iterator_cf_opt(&family, options, IteratorMode::Start))
     }

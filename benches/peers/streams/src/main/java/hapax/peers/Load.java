@@ -36,6 +36,7 @@ import org.apache.kafka.common.serialization.ByteArraySerializer;
  * --token-chars 36       16 to 32: that many hex digits; 36: a UUID of version 4
  * --keys 100000          number of different keys; the key decides the partition
  * --seed 1               another seed gives other tokens
+ * --again                append to a topic that exists: the same tokens once more, each in its partition
  * </pre>
  */
 public final class Load {
@@ -49,7 +50,7 @@ public final class Load {
                     argv,
                     Set.of("brokers", "topic", "messages", "partitions", "payload-bytes", "span-hours",
                             "token-chars", "keys", "seed"),
-                    Set.of()));
+                    Set.of("again")));
         } catch (IllegalArgumentException e) {
             System.err.println("load: " + e.getMessage());
             System.exit(2);
@@ -70,9 +71,11 @@ public final class Load {
             throw new IllegalArgumentException("--token-chars " + tokenChars + ": expected 16 to 32, or 36");
         }
 
-        create(brokers, topic, partitions);
+        if (!args.has("again")) {
+            create(brokers, topic, partitions);
+        }
         // Asking waits until every partition has a leader that knows it: the producer does not repeat what one refuses.
-        stored(brokers, topic, partitions);
+        long before = stored(brokers, topic, partitions);
         AtomicReference<Exception> failure = new AtomicReference<>();
         long endMillis = System.currentTimeMillis();
         long startNanos = System.nanoTime();
@@ -96,9 +99,9 @@ public final class Load {
         if (failure.get() != null) {
             throw failure.get();
         }
-        long stored = stored(brokers, topic, partitions);
+        long stored = stored(brokers, topic, partitions) - before;
         if (stored != messages) {
-            throw new IllegalStateException(messages + " messages sent, but the topic holds " + stored);
+            throw new IllegalStateException(messages + " messages sent, but the topic holds " + stored + " of them");
         }
         System.out.printf(Locale.ROOT, "load %s messages %d seconds %.3f rate %.0f%n",
                 topic, messages, seconds, messages / seconds);
