@@ -17,7 +17,7 @@
 # Ends with a line for each figure, `bench NAME VALUE UNIT`. Exit codes: 0 all targets reached, 1 one was missed or a
 # contestant failed (the line says which), 2 wrong usage, 3 Java 17 or Maven is missing.
 #
-# It needs about 5 GB of disk and 20 minutes. Everything that it makes lies in one folder beside the cache, on a real
+# It needs about 6 GB of disk and half an hour. Everything that it makes lies in one folder beside the cache, on a real
 # disk, and is removed at the end; where the folder for temporary files is memory, syncs would cost nothing there.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."

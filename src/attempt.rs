@@ -22,15 +22,16 @@ use tracing::instrument::Instrumented;
 use tracing::{Instrument as _, Span};
 
 use crate::clock::{self, Instant};
-use crate::handler::{Call, Callee, DecodeError, HandlerError, Probe, Reply};
+use crate::config::Outputs;
+use crate::handler::{Call, Callee, DecodeError, Emitted, HandlerError, Outbox, Outboxes, Probe, Reply};
 use crate::message::{Batch, Raw};
 use crate::trace;
 
 /// How an attempt ended.
 #[derive(Debug)]
 pub(crate) enum Ended {
-    /// The handler succeeded.
-    Ok(Reply),
+    /// The handler succeeded, and wants that to be sent with its outcome.
+    Ok(Reply, Vec<Emitted>),
     /// It returned an error, which says what is known about the world.
     Err(HandlerError),
     /// It panicked; the text of the panic.
@@ -46,8 +47,8 @@ pub(crate) enum Event {
     Prepared(Result<(), Undecoded>),
     /// The attempt ended.
     Ended(Ended),
-    /// The probe answered; an error, a panic or its deadline are `Unknown`.
-    Probed(Probe),
+    /// The probe answered, and wants that to be sent where the answer is `Done`; an error, a panic or its deadline are `Unknown`.
+    Probed(Probe, Vec<Emitted>),
 }
 
 /// Why there is no message to call the handler with.
@@ -113,6 +114,7 @@ pub(crate) struct Terms {
 pub(crate) struct Typed<C> {
     pub(crate) callee: Arc<C>,
     pub(crate) terms: Terms,
+    pub(crate) outputs: Arc<Outputs>,
 }
 
 impl<C: Callee> Factory for Typed<C> {
@@ -135,6 +137,7 @@ impl<C: Callee> Factory for Typed<C> {
             run_slot: Box::pin(None),
             prepared: Vec::new(),
             waiting: FuturesUnordered::new(),
+            outboxes: Outboxes::new(&self.outputs),
         })
     }
 }
@@ -146,8 +149,8 @@ type Waiting<M> = Pin<Box<dyn Future<Output = (usize, Woken<M>)> + Send>>;
 
 enum Woken<M> {
     Decoded(Result<M, Undecoded>),
-    Ended(Ended),
-    Probed(Probe),
+    Ended(Ended, Outbox),
+    Probed(Probe, Outbox),
 }
 
 struct Running<C: Callee, D, DF, R, RF> {
@@ -160,6 +163,7 @@ struct Running<C: Callee, D, DF, R, RF> {
     /// Decoded messages by work id: a guarded one waits here until its begin is durable.
     prepared: Vec<Option<C::Message>>,
     waiting: FuturesUnordered<Waiting<C::Message>>,
+    outboxes: Outboxes,
 }
 
 /// Polls once in place. `Ok` is the output, `Err` means that it waits; the panic, where there was one, is caught.
@@ -210,9 +214,14 @@ pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "a panic without text".to_owned())
 }
 
-fn ended(output: Result<Result<Reply, HandlerError>, Cut>) -> Ended {
+fn ended(output: Result<Result<Reply, HandlerError>, Cut>, outbox: &mut Outbox) -> Ended {
+    // Closed however it ended: what a task of the user's emits from here on belongs to no attempt.
+    let emitted = outbox.close();
     match output {
-        Ok(Ok(reply)) => Ended::Ok(reply),
+        Ok(Ok(reply)) => match emitted {
+            Ok(emitted) => Ended::Ok(reply, emitted),
+            Err(refused) => Ended::Err(refused),
+        },
         Ok(Err(error)) => Ended::Err(error),
         Err(Cut::Panicked(text)) => Ended::Panicked(text),
         Err(Cut::TimedOut) => Ended::TimedOut,
@@ -276,23 +285,33 @@ where
             panic!("work {} was run before it was decoded", subject.id)
         };
         let span = subject.span(trace::attempt, &call);
+        let mut outbox = self.outboxes.open();
+        let call = Call {
+            outbox: Some(outbox.clone()),
+            ..call
+        };
         let future = (self.run)(message, Arc::clone(&subject.batch), subject.index, call).instrument(span);
         let deadline = || clock::now() + self.terms.deadline;
         if self.terms.offload {
             let (id, deadline) = (subject.id, deadline());
             self.waiting.push(Box::pin(async move {
-                (id, Woken::Ended(offloaded(future, deadline).await))
+                let ended = ended(offloaded(future, deadline).await, &mut outbox);
+                (id, Woken::Ended(ended, outbox))
             }));
             return None;
         }
         match first_poll(&mut self.run_slot, future) {
-            Some(Ok(output)) => Some(ended(Ok(output))),
-            Some(Err(panic)) => Some(Ended::Panicked(panic)),
+            Some(output) => {
+                let ended = ended(output.map_err(Cut::Panicked), &mut outbox);
+                self.outboxes.give_back(outbox);
+                Some(ended)
+            }
             None => {
                 let slot = std::mem::replace(&mut self.run_slot, Box::pin(None));
                 let (id, deadline) = (subject.id, deadline());
                 self.waiting.push(Box::pin(async move {
-                    (id, Woken::Ended(ended(rest(slot, deadline).await)))
+                    let ended = ended(rest(slot, deadline).await, &mut outbox);
+                    (id, Woken::Ended(ended, outbox))
                 }));
                 None
             }
@@ -309,6 +328,11 @@ where
             subject.clone(),
             self.terms.probe_deadline,
         );
+        let outbox = self.outboxes.open();
+        let call = Call {
+            outbox: Some(outbox.clone()),
+            ..call
+        };
         let span = subject.span(trace::probe, &call);
         self.waiting.push(Box::pin(async move {
             clock::sleep_until(not_before).await;
@@ -322,7 +346,10 @@ where
                     .ok()
             };
             let answer = rest(Box::pin(Some(asked.instrument(span))), clock::now() + limit).await;
-            (id, Woken::Probed(answer.ok().flatten().unwrap_or(Probe::Unknown)))
+            (
+                id,
+                Woken::Probed(answer.ok().flatten().unwrap_or(Probe::Unknown), outbox),
+            )
         }));
     }
 
@@ -345,8 +372,19 @@ where
                         Event::Prepared(Ok(()))
                     }
                     Woken::Decoded(Err(undecoded)) => Event::Prepared(Err(undecoded)),
-                    Woken::Ended(ended) => Event::Ended(ended),
-                    Woken::Probed(probe) => Event::Probed(probe),
+                    Woken::Ended(ended, outbox) => {
+                        self.outboxes.give_back(outbox);
+                        Event::Ended(ended)
+                    }
+                    Woken::Probed(probe, mut outbox) => {
+                        // A refused emit is a probe that failed.
+                        let (probe, emitted) = match outbox.close() {
+                            Ok(emitted) => (probe, emitted),
+                            Err(_) => (Probe::Unknown, Vec::new()),
+                        };
+                        self.outboxes.give_back(outbox);
+                        Event::Probed(probe, emitted)
+                    }
                 },
             )),
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
@@ -362,7 +400,7 @@ where
 /// Runs a handler that computes or blocks on a thread of its own, so that its partition's task stays free. A thread
 /// cannot be cancelled: at the deadline the attempt counts as timed out while the handler may go on, which is why the
 /// class decides what follows.
-async fn offloaded<F>(future: F, deadline: Instant) -> Ended
+async fn offloaded<F>(future: F, deadline: Instant) -> Result<F::Output, Cut>
 where
     F: Future<Output = Result<Reply, HandlerError>> + Send + 'static,
 {
@@ -371,12 +409,12 @@ where
     tokio::select! {
         biased;
         joined = thread => match joined {
-            Ok(output) => ended(Ok(output)),
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => Ended::Panicked(panic_text(&*panic)),
-                Err(error) => Ended::Panicked(format!("the handler's thread ended: {error}")),
-            },
+            Ok(output) => Ok(output),
+            Err(error) => Err(Cut::Panicked(match error.try_into_panic() {
+                Ok(panic) => panic_text(&*panic),
+                Err(error) => format!("the handler's thread ended: {error}"),
+            })),
         },
-        () = clock::sleep_until(deadline) => Ended::TimedOut,
+        () = clock::sleep_until(deadline) => Err(Cut::TimedOut),
     }
 }

@@ -32,7 +32,12 @@ impl Bound {
                 offload: policy.offload,
             };
             let callee = Arc::clone(&callee);
-            Arc::new(Typed { callee, terms })
+            let outputs = Arc::new(policy.outputs.clone());
+            Arc::new(Typed {
+                callee,
+                terms,
+                outputs,
+            })
         });
         Self { readers, make }
     }

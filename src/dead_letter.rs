@@ -12,6 +12,7 @@ use crate::class::Class;
 use crate::error::cut;
 use crate::message::{Kept, Offset};
 use crate::outcome::Reason;
+use crate::output::Output;
 
 /// Where a dead letter came from, and why.
 #[derive(Debug, Clone)]
@@ -54,7 +55,14 @@ pub fn letter(to: &str, message: &Kept, lineage: &Lineage<'_>) -> Letter {
         .collect();
     let mut add =
         |name: &str, value: String| headers.push((format!("{PREFIX}{name}"), Some(Bytes::from(value))));
-    add("id", id(lineage));
+    let Lineage {
+        topic,
+        partition,
+        offset,
+        reason,
+        ..
+    } = *lineage;
+    add("id", id(topic, partition, offset, reason.code()));
     add("reason", lineage.reason.code().to_owned());
     add("error", cut(lineage.error, ERROR_BYTES_MAX).to_owned());
     add("attempts", lineage.attempts.to_string());
@@ -75,15 +83,36 @@ pub fn letter(to: &str, message: &Kept, lineage: &Lineage<'_>) -> Letter {
     }
 }
 
-/// The first 16 bytes of blake3 over topic, partition, offset and reason, in hex.
-fn id(lineage: &Lineage<'_>) -> String {
-    let text = format!(
-        "{}\n{}\n{}\n{}",
-        lineage.topic,
-        lineage.partition,
-        lineage.offset,
-        lineage.reason.code()
-    );
+/// An output as it is sent: what its handler emitted, with its lineage.
+pub(crate) fn output(output: Output) -> Letter {
+    let Output {
+        topic,
+        key,
+        payload,
+        headers,
+    } = output;
+    Letter {
+        topic,
+        key,
+        payload,
+        // The broker's, or the producer's, when it is sent.
+        timestamp_ms: None,
+        headers,
+    }
+}
+
+/// Headers of hapax's own.
+pub(crate) fn own_headers<const N: usize>(
+    values: [(&str, String); N],
+) -> impl Iterator<Item = (String, Option<Bytes>)> {
+    values
+        .map(|(name, value)| (format!("{PREFIX}{name}"), Some(Bytes::from(value))))
+        .into_iter()
+}
+
+/// The first 16 bytes of blake3 over topic, partition, offset and what it is (a reason, or an output's name), in hex.
+pub(crate) fn id(topic: &str, partition: i32, offset: Offset, what: &str) -> String {
+    let text = format!("{topic}\n{partition}\n{offset}\n{what}");
     let mut hex = blake3::hash(text.as_bytes()).to_hex().to_string();
     hex.truncate(32);
     hex
@@ -143,6 +172,12 @@ mod tests {
             offset: Offset(18),
             ..lineage()
         };
+        let id = |lineage: &Lineage<'_>| {
+            let message = Kept::empty();
+            let found = letter("dead", &message, lineage).headers;
+            found.into_iter().find(|(name, _)| name == "hapax-id")
+        };
+        assert!(id(&lineage()).is_some());
         assert_eq!(id(&lineage()), id(&lineage()));
         assert_ne!(id(&lineage()), id(&other));
     }

@@ -4,6 +4,7 @@
 //! the class and policies of each topic; whoever changes the table there changes it here.
 
 mod failures;
+mod given;
 mod life;
 mod starts;
 
@@ -203,16 +204,7 @@ fn policy_rows(settings: &Settings, name: &str, policy: &TopicPolicy, page: &mut
     };
     page.row("when these are spent", &after);
     starts::rows(policy, page);
-    page.row(
-        "the reply",
-        &match policy.store_outcome {
-            true => format!(
-                "stored up to {}, beyond that its digest",
-                settings.limits.outcome_bytes
-            ),
-            false => "not stored".to_owned(),
-        },
-    );
+    given::rows(settings, policy, page);
     page.row("dead letters", &settings.dead_letter.topic_of(name));
     if settings.durability == Durability::Replicated {
         page.row("changelog", &settings.changelog_of(name));

@@ -42,7 +42,7 @@ pub(crate) enum State {
     Retry(i64),
     /// Held, because an earlier message of its key is.
     BehindKey,
-    /// Given up on; its dead letter is not yet acknowledged.
+    /// Decided; its dead letter, or what its outcome gives back, is not yet acknowledged.
     Settling,
 }
 
@@ -197,7 +197,7 @@ pub(crate) enum Refusal {
         "{0} is begun and not held: the next start decides about it by its class, and holds it where nobody can know. Start the consumer once, then look again"
     )]
     Begun(String),
-    #[error("{0} is given up on already: the next start sends its dead letter")]
+    #[error("{0} is decided already: the next start sends its dead letter, or what its outcome gives back")]
     Settling(String),
 }
 

@@ -68,7 +68,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | words: pure, time is an argument | [`message`], [`token`], [`outcome`], [`record`], [`window`], [`ledger`], [`accounts`], [`fence`], [`backoff`], [`clock`], [`mod@error`] |
+//! | words: pure, time is an argument | [`message`], [`token`], [`outcome`], [`output`], [`record`], [`window`], [`ledger`], [`accounts`], [`fence`], [`backoff`], [`clock`], [`mod@error`] |
 //! | what one can be told | [`config`], and [`explain`], which says what a configuration means |
 //! | edges: a trait, then who may name the foreign crate | [`handler`], [`store`], [`broker`], [`journal`] |
 //! | around them | [`dead_letter`], [`metrics`] with every name, unit and label, [`crash`] points for tests |
@@ -126,6 +126,7 @@ mod limits;
 pub mod message;
 pub mod metrics;
 pub mod outcome;
+pub mod output;
 mod partition;
 mod patience;
 mod pulse;
@@ -158,10 +159,11 @@ pub use class::Class::{Idempotent, NonIdempotent, PotentiallyIdempotent};
 pub use consumer::Consumer;
 pub use error::Error;
 pub use handler::{
-    Classify, Context, Decode, DecodeError, Handler, HandlerError, IntoReply, Json, Probe, Reply, Token,
-    Topic, Window,
+    Classify, Context, Decode, DecodeError, EmitError, Handler, HandlerError, IntoReply, Json, Probe, Reply,
+    Token, Topic, Window,
 };
 pub use message::{NextOffset, Offset, Raw};
+pub use output::Output;
 #[cfg(all(feature = "rocks", feature = "kafka"))]
 pub use runtime::Summary;
 

@@ -416,6 +416,17 @@ impl Kept {
         }
     }
 
+    /// No message: nothing, in no header.
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self {
+            timestamp_ms: None,
+            key: None,
+            payload: None,
+            headers: Vec::new(),
+        }
+    }
+
     /// Bytes that count against `held_bytes`.
     #[must_use]
     pub fn bytes(&self) -> usize {

@@ -126,7 +126,11 @@ definitions! {
     WINDOW_BYTES = "hapax_window_bytes", Gauge, Bytes, ["topic"],
         "Bytes of the topic's window on disk.";
     LETTERS_FAILED = "hapax_dead_letter_failures_total", Counter, Count, ["topic"],
-        "Dead letters that were not acknowledged and are tried again; their partition takes nothing meanwhile.";
+        "Dead letters and outputs that were not acknowledged and are tried again; their partition takes nothing meanwhile.";
+    GIVEN = "hapax_given_back_total", Counter, Count, ["topic", "kind"],
+        "Messages that outcomes gave back, by kind: output, reply, replay, receipt.";
+    REPLIES_REFUSED = "hapax_replies_refused_total", Counter, Count, ["topic"],
+        "Messages that want their reply in a topic that none may go to, and got none.";
     JUMP = "hapax_clock_jump_pending", Gauge, Count, ["topic", "partition"],
         "1 while a timestamp far ahead waits for a second message to confirm it.";
     TAKEN = "hapax_account_taken", Gauge, Count, ["topic", "partition"],
@@ -218,6 +222,11 @@ pub(crate) struct TopicMeters {
     pub(crate) handler: Histogram,
     pub(crate) record: Histogram,
     pub(crate) letters_failed: Counter,
+    pub(crate) outputs: Counter,
+    pub(crate) replies: Counter,
+    pub(crate) replays: Counter,
+    pub(crate) receipts: Counter,
+    pub(crate) replies_refused: Counter,
     pub(crate) cold: Gauge,
     pub(crate) rebuilt: Counter,
     pub(crate) effective_window: Gauge,
@@ -230,6 +239,7 @@ impl TopicMeters {
         let counter = |name| metrics::counter!(name, "topic" => topic.clone());
         let gauge = |name| metrics::gauge!(name, "topic" => topic.clone());
         let histogram = |name| metrics::histogram!(name, "topic" => topic.clone());
+        let given = |kind| metrics::counter!(name::GIVEN, "topic" => topic.clone(), "kind" => kind);
         Self {
             hits: counter(name::HITS),
             misses: counter(name::MISSES),
@@ -253,6 +263,11 @@ impl TopicMeters {
             handler: histogram(name::HANDLER),
             record: histogram(name::RECORD),
             letters_failed: counter(name::LETTERS_FAILED),
+            outputs: given("output"),
+            replies: given("reply"),
+            replays: given("replay"),
+            receipts: given("receipt"),
+            replies_refused: counter(name::REPLIES_REFUSED),
             cold: gauge(name::COLD),
             rebuilt: counter(name::REBUILT),
             effective_window: gauge(name::EFFECTIVE_WINDOW),

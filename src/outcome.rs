@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::message::{Kept, Offset, Raw};
+use crate::output::Output;
 use crate::token::TokenKey;
 
 /// Why a message was given up on. Its code is in the `hapax-reason` header, in records and in metrics.
@@ -164,6 +165,9 @@ pub enum Stored {
     Reply(Bytes),
     /// The reply was longer than `outcome_bytes`: its blake3 and its length.
     Digest([u8; 32], u64),
+    /// Written by a later hapax, in an outcome version that this one does not read: its version byte, and what follows. It
+    /// suppresses like any other, and is never given back.
+    Later(Bytes),
 }
 
 /// A closed token: the end of its business, and what suppresses duplicates.
@@ -252,14 +256,16 @@ pub enum Stage {
         /// Given while the consumer was stopped, carried out when its partition is next assigned.
         verdict: Option<Verdict>,
     },
-    /// The outcome is decided; its dead letter is not yet acknowledged.
+    /// The outcome is decided; its dead letter, or what it gives back, is not yet acknowledged.
     Settling {
         /// The outcome.
         end: End,
-        /// The message to be dead-lettered.
+        /// The message to be dead-lettered; empty where it is not.
         message: Kept,
         /// What goes into the `hapax-error` header.
         error: String,
+        /// What is to be sent besides, its headers included.
+        outputs: Vec<Output>,
     },
 }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use crate::message::{Kept, Offset};
 use crate::outcome::{Closed, End, Fingerprint, HeldFor, Open, Reason, Stage, Stored, Verdict};
+use crate::output::{self, OUTCOME_VERSION};
 use crate::token::TokenKey;
 
 use wire::{Reader, put_varint, unzigzag, zigzag};
@@ -24,6 +25,10 @@ pub enum Error {
     /// Written by a later hapax. hapax read nothing of it. Run the version that wrote it, or a later one.
     #[error("record format version {0} is newer than {VERSION}")]
     Newer(u8),
+    /// What is stored of an outcome that is still to be sent was written by a later hapax. hapax sent nothing of it. Run the
+    /// version that wrote it, or a later one.
+    #[error("outputs of outcome version {0} are newer than {OUTCOME_VERSION}")]
+    NewerOutcome(u8),
     /// The bytes end in the middle of a field. hapax refuses the record. Restore the store from its disk.
     #[error("record is cut short")]
     Short,
@@ -42,12 +47,16 @@ mod state {
     pub(super) const BEGUN: u8 = 8;
     pub(super) const HELD: u8 = 9;
     pub(super) const SETTLING: u8 = 10;
+    /// Settling, with outputs that are still to be sent. A state of its own: whoever does not know it must not read the record
+    /// without them.
+    pub(super) const SETTLING_OUTPUTS: u8 = 11;
 }
 
 /// Optional fields: a tag, a length, that many bytes.
 mod tag {
     pub(super) const WHOLE: u8 = 1;
     pub(super) const FIELDS: u8 = 2;
+    /// Retired: a reply without its version. Read, and written no more.
     pub(super) const REPLY: u8 = 3;
     pub(super) const DIGEST: u8 = 4;
     pub(super) const REASON: u8 = 5;
@@ -65,6 +74,9 @@ mod tag {
     pub(super) const DUE: u8 = 17;
     pub(super) const MAY_HAVE_APPLIED: u8 = 18;
     pub(super) const WHY: u8 = 19;
+    /// A reply, behind its version.
+    pub(super) const OUTCOME: u8 = 20;
+    pub(super) const OUTPUTS: u8 = 21;
 }
 
 /// Why a message is held.
@@ -92,7 +104,10 @@ fn put_fingerprint(out: &mut Vec<u8>, fingerprint: Option<Fingerprint>) {
 fn put_end(out: &mut Vec<u8>, end: &End) {
     match end {
         End::Done(Stored::Nothing) | End::Forgotten => {}
-        End::Done(Stored::Reply(bytes)) => put_field(out, tag::REPLY, bytes),
+        End::Done(Stored::Reply(bytes)) => {
+            put_field(out, tag::OUTCOME, &[&[OUTCOME_VERSION], bytes.as_ref()].concat());
+        }
+        End::Done(Stored::Later(field)) => put_field(out, tag::OUTCOME, field),
         End::Done(Stored::Digest(digest, len)) => {
             put_field(
                 out,
@@ -182,7 +197,8 @@ pub fn encode_open(open: &Open, out: &mut Vec<u8>) {
             | match &open.stage {
                 Stage::Begun { .. } => state::BEGUN,
                 Stage::Held { .. } => state::HELD,
-                Stage::Settling { .. } => state::SETTLING,
+                Stage::Settling { outputs, .. } if outputs.is_empty() => state::SETTLING,
+                Stage::Settling { .. } => state::SETTLING_OUTPUTS,
             },
     );
     put_varint(out, zigzag(open.offset.0));
@@ -215,11 +231,21 @@ pub fn encode_open(open: &Open, out: &mut Vec<u8>) {
             }
             put_message(out, message);
         }
-        Stage::Settling { end, message, error } => {
+        Stage::Settling {
+            end,
+            message,
+            error,
+            outputs,
+        } => {
             put_field(out, tag::END, &[end_state(end)]);
             put_end(out, end);
             put_field(out, tag::ERROR, error.as_bytes());
             put_message(out, message);
+            if !outputs.is_empty() {
+                let mut field = Vec::new();
+                output::encode(outputs, &mut field);
+                put_field(out, tag::OUTPUTS, &field);
+            }
         }
     }
 }
@@ -256,10 +282,14 @@ pub fn decode_open(bytes: &[u8]) -> Result<Open, Error> {
                 ),
             },
         },
-        state::SETTLING => Stage::Settling {
+        state::SETTLING | state::SETTLING_OUTPUTS => Stage::Settling {
             end: fields.end(fields.byte(tag::END)?)?,
             message: fields.message()?,
             error: String::from_utf8_lossy(fields.get(tag::ERROR).unwrap_or_default()).into_owned(),
+            outputs: match (state, fields.get(tag::OUTPUTS)) {
+                (state::SETTLING, _) => Vec::new(),
+                (_, outputs) => output::decode(outputs.ok_or(Error::Malformed("no outputs"))?)?,
+            },
         },
         _ => return Err(Error::Malformed("not an open state")),
     };
@@ -308,14 +338,15 @@ fn put_message(out: &mut Vec<u8>, message: &Kept) {
     for (name, value) in &message.headers {
         put_varint(&mut headers, name.len() as u64);
         headers.extend_from_slice(name.as_bytes());
-        // 0 is null, so that the empty value stays apart from it.
-        put_varint(
-            &mut headers,
-            value.as_ref().map_or(0, |value| value.len() as u64 + 1),
-        );
-        headers.extend_from_slice(value.as_deref().unwrap_or_default());
+        put_nullable(&mut headers, value.as_deref());
     }
     put_field(out, tag::HEADERS, &headers);
+}
+
+/// 0 is null, so that the empty value stays apart from it.
+pub(crate) fn put_nullable(out: &mut Vec<u8>, value: Option<&[u8]>) {
+    put_varint(out, value.map_or(0, |value| value.len() as u64 + 1));
+    out.extend_from_slice(value.unwrap_or_default());
 }
 
 impl<'a> Reader<'a> {
@@ -406,6 +437,18 @@ impl<'a> Fields<'a> {
     }
 
     fn stored(&self) -> Result<Stored, Error> {
+        match self.get(tag::OUTCOME).map(<[u8]>::split_first) {
+            Some(Some((&OUTCOME_VERSION, reply))) => {
+                return Ok(Stored::Reply(Bytes::copy_from_slice(reply)));
+            }
+            Some(None | Some((0, _))) => return Err(Error::Malformed("outcome version")),
+            // What it means only a later version knows: it is kept as it is.
+            Some(Some(_)) => {
+                let field = self.get(tag::OUTCOME).unwrap_or_default();
+                return Ok(Stored::Later(Bytes::copy_from_slice(field)));
+            }
+            None => {}
+        }
         if let Some(reply) = self.get(tag::REPLY) {
             return Ok(Stored::Reply(Bytes::copy_from_slice(reply)));
         }

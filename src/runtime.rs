@@ -177,7 +177,7 @@ struct Ending {
     bar: Option<Bar>,
     helpers: Option<Helpers>,
     journal: JournalThread,
-    lookups: thread::JoinHandle<()>,
+    lookups: Vec<thread::JoinHandle<()>>,
     store: Unclosed,
 }
 
@@ -189,7 +189,9 @@ impl Ending {
         drop(self.bar);
         drop(self.helpers);
         self.journal.join();
-        let _ = self.lookups.join();
+        for thread in self.lookups {
+            let _ = thread.join();
+        }
         self.store.close()
     }
 }
@@ -259,7 +261,7 @@ fn start(
         Cold::Refuse | Cold::Run => None,
     };
     let arriving = arrive(settings, &store, &signal, counts, growth)?;
-    let (lookups, lookups_thread) = Lookups::start(Arc::clone(&store)).map_err(no_thread("look-ups"))?;
+    let (lookups, lookups_threads) = Lookups::start(&store).map_err(no_thread("look-ups"))?;
     let letters: Arc<dyn Letters> = Arc::new(Producer::new(settings)?);
     office.open(&store, &letters)?;
     let wake = Arc::clone(&signal);
@@ -335,7 +337,7 @@ fn start(
         bar,
         helpers,
         journal: journal_thread,
-        lookups: lookups_thread,
+        lookups: lookups_threads,
         store: unclosed,
     };
     let running = Running {

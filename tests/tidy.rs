@@ -54,6 +54,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "limits",
             "message",
             "outcome",
+            "output",
             "pulse",
             "record",
             "retry_budget",

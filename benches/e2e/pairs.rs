@@ -9,9 +9,11 @@ use crate::figures::{self, Figure, median};
 use crate::paced::{self, Pace};
 use crate::{Result, Run, held, slow, twice};
 
+/// Runs all rounds of one comparison.
+type Measure = fn(&Run) -> Result<Vec<Figure>>;
+
 /// By name.
-pub(crate) const ALL: [(&str, fn(&Run) -> Result<Vec<Figure>>); 3] =
-    [("held", held), ("duplicates", duplicates), ("slow", slow)];
+pub(crate) const ALL: [(&str, Measure); 3] = [("held", held), ("duplicates", duplicates), ("slow", slow)];
 
 /// The hot path is short: a pair takes some ten seconds, and what the machine does meanwhile is most of its noise.
 const HELD_PAIRS: usize = 3;
@@ -65,7 +67,7 @@ fn held(run: &Run) -> Result<Vec<Figure>> {
         };
         pairs.push(in_turn(round, || one("held", true), || one("none_held", false))?);
     }
-    held::figures(&pairs)
+    held::figures(&pairs, run.held_messages)
 }
 
 fn duplicates(run: &Run) -> Result<Vec<Figure>> {

@@ -256,7 +256,7 @@ fn outcomes_of(
         let (end, reason, reply_bytes) = match &closed.end {
             End::Done(stored) => {
                 let bytes = match stored {
-                    Stored::Nothing => None,
+                    Stored::Nothing | Stored::Later(_) => None,
                     Stored::Reply(bytes) => Some(bytes.len() as u64),
                     Stored::Digest(_, bytes) => Some(*bytes),
                 };

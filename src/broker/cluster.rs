@@ -6,10 +6,12 @@
 //! What the changelogs of the replicated mode have to be is in `cluster/changelog.rs`.
 
 mod changelog;
+mod given;
 
 use std::collections::BTreeMap;
 
 pub(crate) use changelog::{Changelog, NewChangelog};
+pub(crate) use given::{given_to, names as given_names};
 
 use super::{Error, LETTER_HEADER_BYTES_MAX};
 use crate::config::Settings;
@@ -209,7 +211,7 @@ mod tests {
 
     const ROOM: u64 = LETTER_HEADER_BYTES_MAX;
 
-    fn facts(partitions: Result<i32, Absent>, bytes: u64) -> TopicFacts {
+    pub(super) fn facts(partitions: Result<i32, Absent>, bytes: u64) -> TopicFacts {
         let limit = ("max.message.bytes".to_owned(), bytes.to_string());
         TopicFacts {
             partitions,
@@ -218,7 +220,7 @@ mod tests {
         }
     }
 
-    fn cluster(topics: &[(&str, TopicFacts)]) -> Cluster {
+    pub(super) fn cluster(topics: &[(&str, TopicFacts)]) -> Cluster {
         Cluster {
             id: None,
             topics: topics

@@ -69,7 +69,10 @@ pub struct Committed {
 /// rest with the names. A dead-letter topic must take its input's largest message and this much more.
 pub const LETTER_HEADER_BYTES_MAX: u64 = 16 << 10;
 
-/// A message for the dead-letter topic.
+/// The longest receipt: a token and an error at their limits, every byte of them escaped.
+pub(crate) const RECEIPT_BYTES_MAX: u64 = 16 << 10;
+
+/// A message that hapax sends: to the dead-letter topic, or an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Letter {
     /// Where it goes.
@@ -87,7 +90,7 @@ pub struct Letter {
 /// A send under way.
 pub type Sending = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
-/// Sends dead letters. A send is over when the broker has acknowledged it with all replicas in sync.
+/// Sends dead letters and outputs. A send is over when the broker has acknowledged it with all replicas in sync.
 pub trait Letters: Send + Sync + 'static {
     /// Sends one. Dropping the future does not unsend it.
     fn send(&self, letter: Letter) -> Sending;
@@ -175,6 +178,19 @@ pub enum Error {
         /// What the dead-letter topic would have to take.
         needed: u64,
     },
+    /// A topic that outcomes are given back to does not exist, may not be asked about, or does not take the largest of them.
+    /// Nothing runs: the first one would stop its partition. Mend what is named.
+    #[error("{what} topic {topic:?} of topic {input:?} cannot be used: {why}")]
+    Given {
+        /// What goes there.
+        what: &'static str,
+        /// The topic.
+        topic: String,
+        /// The topic whose outcomes they are.
+        input: String,
+        /// What is wrong, and what to do.
+        why: String,
+    },
     /// A changelog topic is missing and was not created, or the broker does not tell of it. Nothing runs: states would
     /// have nowhere to go. Grant the right, or create it with your own tools.
     #[error(
@@ -207,10 +223,10 @@ pub enum Error {
         /// What to do.
         mend: String,
     },
-    /// A dead letter was not acknowledged. hapax keeps it and tries again; its partition takes nothing meanwhile.
-    #[error("dead letter to {topic:?} was not acknowledged: {why}")]
+    /// A dead letter or an output was not acknowledged. hapax keeps it and tries again; its partition takes nothing meanwhile.
+    #[error("what was sent to {topic:?} was not acknowledged: {why}")]
     Letter {
-        /// The dead-letter topic.
+        /// Its topic.
         topic: String,
         /// What the broker said.
         why: String,

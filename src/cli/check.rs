@@ -7,9 +7,9 @@ use std::net::TcpListener;
 use std::process::ExitCode;
 
 use super::{ConfigFile, Failure, count, print, visit};
-use crate::broker::cluster::{Changelog, Cluster, Fit};
+use crate::broker::cluster::{Changelog, Cluster, Fit, given_to};
 use crate::broker::{self, kafka::admin};
-use crate::config::{self, Durability, Problem, Settings, Standby, warnings};
+use crate::config::{self, Durability, Problem, Settings, Standby, TopicPolicy, warnings};
 use crate::error::chain;
 use crate::store::Store as _;
 
@@ -100,7 +100,7 @@ fn topics(settings: &Settings, cluster: &Cluster, report: &mut Report) {
             Err(error) => report.fail(format_args!("{error}")),
         }
     }
-    for topic in settings.topics.keys() {
+    for (topic, policy) in &settings.topics {
         match cluster.partitions(topic) {
             Ok(partitions) => report.ok(format_args!(
                 "topic {topic:?}: {}",
@@ -125,6 +125,7 @@ fn topics(settings: &Settings, cluster: &Cluster, report: &mut Report) {
             )),
             Err(error) => report.fail(format_args!("{error}")),
         }
+        given(topic, policy, cluster, report);
         if settings.durability == Durability::Replicated {
             changelog(settings, topic, cluster, report);
         }
@@ -141,6 +142,19 @@ fn topics(settings: &Settings, cluster: &Cluster, report: &mut Report) {
             "standby: this member keeps the windows of {} on its disk, and reads all their changelogs; a partition that comes here costs the tail",
             count(partitions, "partition")
         ));
+    }
+}
+
+fn given(input: &str, policy: &TopicPolicy, cluster: &Cluster, report: &mut Report) {
+    for to in given_to(policy) {
+        let (what, topic) = (to.what, to.topic);
+        match cluster.takes(input, &to) {
+            Ok(Ok(bytes)) => report.ok(format_args!("{what} topic {topic:?} of {input:?}: takes {bytes} bytes")),
+            Ok(Err(why)) => report.warn(format_args!(
+                "{what} topic {topic:?} of {input:?}: exists; not proven that every {what} fits with hapax's headers: {why}"
+            )),
+            Err(error) => report.fail(format_args!("{error}")),
+        }
     }
 }
 

@@ -11,11 +11,12 @@ use crate::class::Class;
 
 const PAGE: &str = include_str!("../../docs/configuration.md");
 const FILE: &str = include_str!("../../tests/fixtures/hapax.full.toml");
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
     include_str!("settings.rs"),
     include_str!("topic.rs"),
     include_str!("breaker.rs"),
     include_str!("life.rs"),
+    include_str!("given.rs"),
 ];
 
 /// Every key that is read, with `NAME` for the topic.
@@ -61,6 +62,9 @@ fn comments() -> BTreeMap<String, String> {
             Some("TopicPolicy") => prefix = "topics.NAME.",
             Some("MaxAge") => prefix = "topics.NAME.max_age.",
             Some("Mismatch") => prefix = "topics.NAME.mismatch.",
+            Some("Outputs") => prefix = "topics.NAME.outputs.",
+            Some("Replies") => prefix = "topics.NAME.reply.",
+            Some("Receipts") => prefix = "topics.NAME.receipts.",
             Some("Retry") => prefix = "retry.",
             Some("InPlace") => prefix = "retry.in_place.",
             Some("Overall") => prefix = "retry.overall.",
@@ -157,14 +161,14 @@ fn every_metric_that_the_docs_name_exists() {
 #[test]
 fn the_page_states_the_defaults_of_the_code() {
     let stated = assert_stated(page());
-    assert_eq!(stated, 49, "of the keys of the page");
+    assert_eq!(stated, 53, "of the keys of the page");
 }
 
 #[test]
 fn the_doc_comments_state_the_defaults_of_the_code() {
     let comments = comments();
     let stated = assert_stated(comments.iter().map(|(key, said)| (key.as_str(), said.as_str())));
-    assert_eq!(stated, 49, "of the commented fields");
+    assert_eq!(stated, 53, "of the commented fields");
     // Those of a topic's own retry and breaker are the fields of the common ones.
     let fields = known()
         .into_iter()
@@ -197,6 +201,9 @@ fn the_file_of_all_keys_states_each_one_at_its_default() {
         "topics.NAME.window_bytes",
         "topics.NAME.max_age.after",
         "topics.NAME.max_age.header",
+        "topics.NAME.reply.header",
+        "topics.NAME.reply.topic",
+        "topics.NAME.receipts.topic",
     ]
     .map(str::to_owned);
     assert_eq!(absent, BTreeSet::from(without_default));
@@ -271,6 +278,12 @@ fn every_key_reaches_its_setting() {
         ("topics.NAME.retry.overall.max", "\"7h\""),
         ("topics.NAME.after_hold", "\"release\""),
         ("topics.NAME.after_doubt", "\"block-key\""),
+        ("topics.NAME.outputs.topics", "[\"other\"]"),
+        ("topics.NAME.outputs.max", "7"),
+        ("topics.NAME.outputs.bytes", "\"7KiB\""),
+        ("topics.NAME.reply.topic", "\"other\""),
+        ("topics.NAME.reply.allowed", "[\"other\"]"),
+        ("topics.NAME.receipts.topic", "\"other\""),
         ("topics.NAME.retry.budget.share", "0.7"),
         ("topics.NAME.retry.budget.per_second", "7"),
         ("topics.NAME.breaker.failure_share", "0.7"),
@@ -289,6 +302,7 @@ fn every_key_reaches_its_setting() {
         "topics.NAME.class",
         "topics.NAME.rerun_within",
         "topics.NAME.mismatch.then",
+        "topics.NAME.reply.header",
         "standby",
     ];
     assert_eq!(untried, BTreeSet::from(elsewhere.map(str::to_owned)));

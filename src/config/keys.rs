@@ -9,7 +9,7 @@ use toml::de::DeTable;
 use super::error::{Error, Place, Problem};
 use super::layer::{
     AdminLayer, BoundsLayer, BreakerLayer, BudgetLayer, DeadLetterLayer, Layer, LimitsLayer, Listen,
-    MaxAgeLayer, MismatchLayer, RetryLayer, TopicLayer,
+    MaxAgeLayer, MismatchLayer, OutputsLayer, ReceiptsLayer, RepliesLayer, RetryLayer, TopicLayer,
 };
 use super::read::{Findings, Section};
 use super::settings::Properties;
@@ -135,6 +135,19 @@ pub(super) fn topic(keys: &mut Section<'_>) -> TopicLayer {
         retry: keys.section("retry", retry),
         after_hold: keys.take("after_hold", word),
         after_doubt: keys.take("after_doubt", word),
+        outputs: keys.section("outputs", |keys| OutputsLayer {
+            topics: keys.take("topics", |value, place| list(value, place, text)),
+            max: keys.take("max", number),
+            bytes: keys.take("bytes", bytes),
+        }),
+        reply: keys.section("reply", |keys| RepliesLayer {
+            header: keys.take("header", text),
+            topic: keys.take("topic", text),
+            allowed: keys.take("allowed", |value, place| list(value, place, text)),
+        }),
+        receipts: keys.section("receipts", |keys| ReceiptsLayer {
+            topic: keys.take("topic", text),
+        }),
         breaker: keys.section("breaker", breaker),
     }
 }

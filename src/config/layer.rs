@@ -188,6 +188,9 @@ layers! {
         retry: RetryLayer,
         after_hold: Option<AfterHold>,
         after_doubt: Option<AfterHold>,
+        outputs: OutputsLayer,
+        reply: RepliesLayer,
+        receipts: ReceiptsLayer,
         breaker: BreakerLayer,
     }
     /// What one layer says of messages that are too old.
@@ -195,6 +198,22 @@ layers! {
         after: Option<Duration>,
         header: Option<String>,
         then: Option<OnUseless>,
+    }
+    /// What one layer says of what a handler emits.
+    OutputsLayer of "Outputs" {
+        topics: Option<Vec<String>>,
+        max: Option<usize>,
+        bytes: Option<ByteCount>,
+    }
+    /// What one layer says of replies.
+    RepliesLayer of "Replies" {
+        header: Option<String>,
+        topic: Option<String>,
+        allowed: Option<Vec<String>>,
+    }
+    /// What one layer says of receipts.
+    ReceiptsLayer of "Receipts" {
+        topic: Option<String>,
     }
     /// What one layer says of payload mismatches.
     MismatchLayer of "Mismatch" {

@@ -12,6 +12,7 @@ mod breaker;
 mod check;
 mod env;
 mod error;
+mod given;
 mod kafka;
 mod keys;
 mod layer;
@@ -25,15 +26,17 @@ mod units;
 mod values;
 
 pub use breaker::{Breaker, RetryBudget, Share};
+pub(crate) use check::legal;
 pub use check::{check, warnings};
 pub use env::env;
 pub use error::{Error, Place, Problem};
+pub use given::{Outputs, Receipts, Replies};
 #[cfg(feature = "kafka")]
 pub(crate) use kafka::is_by_broker;
 pub use keys::{file, parse};
 pub use layer::{
     AdminLayer, BoundsLayer, BreakerLayer, BudgetLayer, DeadLetterLayer, Layer, LimitsLayer, Listen,
-    MaxAgeLayer, MismatchLayer, RetryLayer, TopicLayer,
+    MaxAgeLayer, MismatchLayer, OutputsLayer, ReceiptsLayer, RepliesLayer, RetryLayer, TopicLayer,
 };
 pub use life::{MaxAge, OnUseless, Renewal};
 pub use resolve::resolve;

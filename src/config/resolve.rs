@@ -219,6 +219,14 @@ fn fill_in_topic(name: &str, layer: &TopicLayer, common: &Layer, problems: &mut 
     }
     put(&mut policy.after_hold, &layer.after_hold);
     put(&mut policy.after_doubt, &layer.after_doubt);
+    put(&mut policy.outputs.topics, &layer.outputs.topics);
+    put(&mut policy.outputs.max, &layer.outputs.max);
+    put(&mut policy.outputs.bytes, &layer.outputs.bytes);
+    policy.reply.header.clone_from(&layer.reply.header);
+    policy.reply.topic.clone_from(&layer.reply.topic);
+    put(&mut policy.reply.allowed, &layer.reply.allowed);
+    let receipts = layer.receipts.topic.as_ref();
+    policy.receipts.topic = receipts.map(|topic| topic.replace("{topic}", name));
     policy
 }
 

@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::breaker::{Breaker, RetryBudget};
+use super::given::{Outputs, Receipts, Replies};
 use super::life::{MaxAge, Renewal};
 use super::units::{ByteCount, words};
 use crate::class::Class;
@@ -119,6 +120,12 @@ pub struct TopicPolicy {
     /// Default: `release`: it waits for a person, and they run before it. With `block-key` they are held behind it.
     /// Metric: `hapax_held_messages`.
     pub after_doubt: AfterHold,
+    /// What the handler may emit.
+    pub outputs: Outputs,
+    /// Where its replies go.
+    pub reply: Replies,
+    /// Where whoever sent a message is told that it was suppressed or refused.
+    pub receipts: Receipts,
     /// How many retries in place there may be.
     pub budget: RetryBudget,
     /// When attempts stop, because too many fail.
@@ -161,6 +168,9 @@ impl TopicPolicy {
             retry: Retry::default(),
             after_hold: AfterHold::BlockKey,
             after_doubt: AfterHold::Release,
+            outputs: Outputs::default(),
+            reply: Replies::default(),
+            receipts: Receipts::default(),
             budget: RetryBudget::default(),
             breaker: Breaker::default(),
         }

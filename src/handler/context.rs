@@ -6,13 +6,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::emit::{EmitError, Outbox};
 use crate::class::Class;
 use crate::fence::Fence;
 use crate::message::{Batch, Headers, Offset, Raw};
+use crate::output::Output;
 use crate::token::{self, TokenKey};
 
 /// What the runtime says about one call of a handler or a probe.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Call {
     /// The first of the message's token keys, as recorded when it was first begun.
     pub(crate) token: TokenKey,
@@ -24,6 +26,20 @@ pub(crate) struct Call {
     pub(crate) class: Class,
     /// An earlier attempt ended, or vanished, without saying that it applied nothing.
     pub(crate) may_have_applied: bool,
+    /// Where its outputs are collected; `None` before it is called.
+    pub(crate) outbox: Option<Outbox>,
+}
+
+impl Call {
+    /// See [`Context::emit`].
+    pub(crate) fn emit(&self, name: &str, output: Output) -> Result<(), EmitError> {
+        match &self.outbox {
+            Some(outbox) => outbox.emit(name, output),
+            None => Err(EmitError::NoAttempt {
+                name: name.to_owned(),
+            }),
+        }
+    }
 }
 
 /// One message, one attempt, and the state of the topic's handler.
@@ -135,6 +151,39 @@ impl<S> Context<S> {
         token::child(&self.call.token, name)
     }
 
+    /// Makes a message part of this message's outcome: it becomes visible where the attempt ends well, and with no attempt that
+    /// does not.
+    ///
+    /// `name` stands for one output of this handler, as in [`child_token`](Self::child_token), and that child token travels with it
+    /// as the header `idempotency-key`: a hapax downstream reads it as its token, and whatever is sent twice is taken once there.
+    /// So each output of one attempt has a name of its own (`"line-1"`, `"line-2"`). Headers `hapax-topic`, `hapax-partition`,
+    /// `hapax-offset`, `hapax-output` and `hapax-id` say whose it is.
+    ///
+    /// In replicated mode outputs are in the transaction of the outcome: seen with it, or not at all. In local mode the outcome and
+    /// its outputs are made durable first and sent then; a crash in between sends them again, with the same headers. A duplicate
+    /// emits nothing.
+    ///
+    /// A probe that answers [`Done`](crate::Probe::Done) emits what the attempt it asks about would have emitted, under the same
+    /// names: what that attempt emitted went with it. Where it emits nothing, there are no outputs.
+    ///
+    /// Limits: `outputs.max` (100) and `outputs.bytes` (512 KiB) of the topic, for all outputs of one attempt.
+    ///
+    /// ```
+    /// use hapax::{Context, HandlerError, Output};
+    ///
+    /// async fn ship(order: String, cx: Context) -> Result<(), HandlerError> {
+    ///     cx.emit("shipment", Output::to("shipments").key(order.clone()).payload(order))?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// [`EmitError`]: a repeated name, a limit, a topic or header that is hapax's own. The attempt does not end well then, whatever
+    /// the handler returns, so that no output is lost unseen; `?` says *unknown whether applied*, which is right after an effect.
+    pub fn emit(&self, name: &str, output: Output) -> Result<(), EmitError> {
+        self.call.emit(name, output)
+    }
+
     /// The number of the current assignment of this partition. A resource that keeps the highest one and refuses lower
     /// ones shuts out attempts of assignments that are over.
     ///
@@ -210,6 +259,7 @@ pub(super) mod tests {
         fence: Fence(5),
         class: Class::PotentiallyIdempotent,
         may_have_applied: true,
+        outbox: None,
     };
 
     #[test]

@@ -11,6 +11,7 @@
 mod callee;
 mod context;
 mod decode;
+mod emit;
 mod error;
 mod reply;
 mod token;
@@ -22,6 +23,8 @@ pub(crate) use callee::{Binding, Callee, closure, object};
 pub(crate) use context::Call;
 pub use context::Context;
 pub use decode::{Decode, DecodeError, Json, Undecoded};
+pub use emit::EmitError;
+pub(crate) use emit::{Emitted, OWN_NAMES, Outbox, Outboxes, TOKEN_HEADER};
 pub use error::{Classify, ErrorKind, HandlerError};
 pub use reply::{IntoReply, Probe, Reply};
 pub(crate) use token::Readers;

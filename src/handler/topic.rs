@@ -297,6 +297,31 @@ impl<D: Decode, S> Topic<D, S> {
         self
     }
 
+    /// The topics that the handler [emits](crate::Context::emit) to, and no other: a start looks whether they are there, and take
+    /// the largest output. Default: any, and none is looked for.
+    pub fn outputs<N: Into<String>>(mut self, topics: impl IntoIterator<Item = N>) -> Self {
+        self.layer.outputs.topics = Some(topics.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Where a message's reply goes: to the topic that its header of that name names, where it is one of `allowed`. A duplicate is
+    /// given the outcome again. Default: nowhere.
+    pub fn reply_to<N: Into<String>>(
+        mut self,
+        header: impl Into<String>,
+        allowed: impl IntoIterator<Item = N>,
+    ) -> Self {
+        self.layer.reply.header = Some(header.into());
+        self.layer.reply.allowed = Some(allowed.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// The topic in which whoever sent a message is told that it was suppressed or refused, and why. Default: nobody is told.
+    pub fn receipts(mut self, topic: impl Into<String>) -> Self {
+        self.layer.receipts.topic = Some(topic.into());
+        self
+    }
+
     /// The longest wait before the second attempt, and between any two in place. In between it doubles; each wait is drawn from
     /// zero to that. Default: 100 ms and 10 s, for all topics.
     pub fn backoff(mut self, first: Duration, max: Duration) -> Self {
@@ -470,7 +495,14 @@ mod tests {
             .observe()
             .offload(true)
             .store_outcome(false)
+            .outputs(["shipments"])
+            .reply_to("reply-to", ["replies"])
+            .receipts("receipts")
             .layer;
+        assert_eq!(layer.reply.header.as_deref(), Some("reply-to"));
+        assert_eq!(layer.reply.allowed, Some(vec!["replies".to_owned()]));
+        assert_eq!(layer.receipts.topic.as_deref(), Some("receipts"));
+        assert_eq!(layer.outputs.topics, Some(vec!["shipments".to_owned()]));
         assert_eq!(
             (layer.window, layer.window_bytes),
             (Some(seconds(86_400)), Some(ByteCount::gib(1)))

@@ -12,6 +12,9 @@ use crate::message::{Batch, Raw};
 use crate::outcome::Reason;
 use crate::token::{Found, TokenKey};
 
+/// Messages that are worth a second question while one is under way.
+const ASK_LEAST: usize = 4_096;
+
 /// What is read of a message before it is taken.
 struct Read {
     policy: Result<Option<(Reason, String)>, String>,
@@ -222,7 +225,8 @@ impl Partition {
 
     /// Hands the collected keys to the look-up thread, one question for all of them.
     pub(super) fn ask(&mut self) {
-        if self.ask_ids.is_empty() {
+        // While one question is under way the next one collects: the more keys in it, the less each of them costs.
+        if self.ask_ids.is_empty() || (!self.asked.is_empty() && self.ask_ids.len() < ASK_LEAST) {
             return;
         }
         let since_ms = self.remembered_since();
@@ -296,6 +300,8 @@ fn taken(
         policy,
         refused: None,
         behind: Vec::new(),
+        original: None,
+        answer: None,
         ending: None,
         closing: None,
         held_for: None,

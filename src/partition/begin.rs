@@ -307,6 +307,7 @@ impl Partition {
             fence: self.gate.fence(),
             class: self.wiring.policy.class,
             may_have_applied: work.may_have_applied,
+            outbox: None,
         })
     }
 
@@ -319,7 +320,7 @@ impl Partition {
                 self.wiring.meters.handler.record(took.as_secs_f64());
                 self.attempt_ended(id, ended)
             }
-            Event::Probed(probe) => self.probed(id, probe),
+            Event::Probed(probe, emitted) => self.probed(id, probe, emitted),
         }
     }
 

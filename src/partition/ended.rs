@@ -12,7 +12,7 @@ use crate::accounts::Account;
 use crate::attempt::Ended;
 use crate::class::Class;
 use crate::clock;
-use crate::handler::{ErrorKind, Probe, Reply};
+use crate::handler::{Emitted, ErrorKind, Probe, Reply};
 use crate::outcome::{End, HeldFor, Reason, Stored};
 
 impl Partition {
@@ -21,7 +21,7 @@ impl Partition {
         self.count_end(id, &ended);
         crate::crash::point("after-handler");
         match ended {
-            Ended::Ok(reply) => self.succeed(id, reply),
+            Ended::Ok(reply, emitted) => self.succeed(id, reply, emitted),
             Ended::Err(error) => match error.kind() {
                 ErrorKind::Reject => self.give_up(id, Reason::Rejected, error.message()),
                 ErrorKind::NotApplied => self.not_applied(id, None, &error.message()),
@@ -43,10 +43,11 @@ impl Partition {
         self.start_begun()
     }
 
-    fn succeed(&mut self, id: WorkId, reply: Reply) {
+    fn succeed(&mut self, id: WorkId, reply: Reply, emitted: Vec<Emitted>) {
+        let mut outputs = self.outputs(id, emitted);
+        outputs.extend(self.reply(id, &reply));
         let stored = self.stored(reply);
-        self.wiring.meters.done.increment(1);
-        self.record(id, Account::Done, End::Done(stored));
+        self.close(id, Account::Done, End::Done(stored), outputs);
     }
 
     /// The reply as far as it is kept: whole up to `outcome_bytes`, then its digest; nothing for private data.
@@ -238,7 +239,7 @@ impl Partition {
         self.attempts.probe(&subject, call, not_before);
     }
 
-    pub(super) fn probed(&mut self, id: WorkId, probe: Probe) -> Result<(), Stop> {
+    pub(super) fn probed(&mut self, id: WorkId, probe: Probe, emitted: Vec<Emitted>) -> Result<(), Stop> {
         if self.works.get(id).is_none_or(|work| work.phase != Phase::Probing) {
             // Given up meanwhile, because its partition goes.
             return Ok(());
@@ -246,7 +247,7 @@ impl Partition {
         match probe {
             Probe::Done(reply) => {
                 self.wiring.meters.probed("done");
-                self.succeed(id, reply);
+                self.succeed(id, reply, emitted);
             }
             Probe::NotDone => {
                 self.wiring.meters.probed("not-done");

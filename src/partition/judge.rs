@@ -4,12 +4,12 @@
 //! A redelivery completes silently *before* any policy is asked: the same offset was decided once, whatever the
 //! decision was. Only an outcome suppresses (Inv 2).
 
-use super::work::{Holder, Keys, OpenId, Origin, Phase, RestingState, WorkId};
+use super::work::{Holder, Keys, OpenId, Origin, Phase, RestingState, Work, WorkId};
 use super::{Partition, Stop, Who};
 use crate::accounts::Account;
 use crate::config::{AfterFailure, Expired, Mode, OnMismatch};
 use crate::error::Error;
-use crate::message::Raw;
+use crate::message::{Offset, Raw};
 use crate::outcome::{Closed, End, Fingerprint, HeldFor, Reason};
 use crate::store::Hit;
 use crate::store::lookups::Found;
@@ -170,7 +170,7 @@ impl Partition {
             End::Invalidated(_) if self.wiring.policy.mode == Mode::Observe => self.run_observed(id),
             End::Invalidated(why) => {
                 let error = format!("an operator invalidated its token: {why}");
-                self.refuse(id, Reason::Invalidated, error);
+                self.refuse_for(id, Some(closed.offset), Reason::Invalidated, error);
             }
             End::Forgotten => self.run_anew(id),
         }
@@ -189,6 +189,9 @@ impl Partition {
 
     /// Its token is new, or as good as new.
     fn meets_nothing(&mut self, id: WorkId) {
+        if self.works.get(id).is_some_and(|work| work.answer.is_some()) {
+            return self.answered(id);
+        }
         self.wiring.meters.misses.increment(1);
         let Some(work) = self.works.get(id) else { return };
         if let Some((reason, error)) = work.policy.clone() {
@@ -206,7 +209,7 @@ impl Partition {
             {
                 let age_ms = work.judged_ms - birth;
                 let error = format!("its token was made {age_ms} ms before, the window is {window_ms} ms");
-                self.refuse(id, Reason::Expired, error);
+                self.refuse_for(id, None, Reason::Expired, error);
                 return;
             }
         }
@@ -242,7 +245,7 @@ impl Partition {
                     fields.join(", "),
                     closed.offset
                 );
-                self.refuse(id, Reason::Mismatch, error);
+                self.refuse_for(id, Some(closed.offset), Reason::Mismatch, error);
                 return;
             }
         }
@@ -252,6 +255,12 @@ impl Partition {
         }
         let is_held = work.open_at.is_some();
         let written = self.written_by(id, closed, hits);
+        if let Some(answer) = self.answer_to(id, closed) {
+            if let Some(written) = written {
+                self.write_for_duplicate(written);
+            }
+            return self.by_position(id, |work| work.answer = Some(answer));
+        }
         if written.is_none() && !is_held {
             self.finish(id, Account::Duplicate, Some(closed));
             return;
@@ -260,14 +269,7 @@ impl Partition {
         self.record(id, Account::Duplicate, closed.end.clone());
         let mut shared = closed.clone();
         if let Some(written) = written {
-            self.wiring
-                .meters
-                .renewals
-                .increment(u64::from(written.is_renewed));
-            let keys = written.keys.iter();
-            let records = keys.map(|key| (*key, written.closed.clone()));
-            self.changes.closed.extend(records);
-            shared = written.closed;
+            shared = self.write_for_duplicate(written);
         }
         if let Some(work) = self.works.get_mut(id) {
             // Whoever waits behind it shares the first outcome, not the moment of this duplicate.
@@ -287,13 +289,21 @@ impl Partition {
     /// Its token stays in the index until that is durable. Otherwise: 10 is refused, 12 of the same token runs and is
     /// recorded, the process dies, 10 comes again and finds its token closed at 12, which reads as a redelivery, and
     /// nobody ever dead-letters 10.
-    fn refuse(&mut self, id: WorkId, reason: Reason, error: String) {
+    fn refuse_for(&mut self, id: WorkId, original: Option<Offset>, reason: Reason, error: String) {
+        self.by_position(id, |work| {
+            work.original = original;
+            work.policy = Some((reason, error));
+        });
+    }
+
+    /// From here on the message goes by its position. Its token stays its own until it is complete.
+    fn by_position(&mut self, id: WorkId, note: impl FnOnce(&mut Work)) {
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
         let position = self.wiring.extractor.position(&work.raw());
         work.refused = Some(Box::new(std::mem::replace(&mut work.keys, Keys::One(position))));
-        work.policy = Some((reason, error));
+        note(work);
         self.enter(id);
     }
 

@@ -67,6 +67,16 @@ impl Partition {
         })
     }
 
+    /// Writes it, and returns the record as it is now.
+    pub(super) fn write_for_duplicate(&mut self, written: Written) -> Closed {
+        let renewed = u64::from(written.is_renewed);
+        self.wiring.meters.renewals.increment(renewed);
+        let keys = written.keys.iter();
+        let records = keys.map(|key| (*key, written.closed.clone()));
+        self.changes.closed.extend(records);
+        written.closed
+    }
+
     /// Whether a record counts for a message judged then.
     pub(super) fn counts(&self, judged_ms: i64, closed: &Closed, commit_point: NextOffset) -> bool {
         self.window
@@ -81,8 +91,9 @@ impl Partition {
         match self.wiring.policy.max_age.then {
             OnUseless::DeadLetter => self.give_up(id, Reason::Useless, error),
             OnUseless::Skip => {
-                self.wiring.meters.failed(Reason::Useless);
-                self.record(id, Account::Skipped, End::Failed(Reason::Useless));
+                let receipt = self.receipt_of_failure(id, Reason::Useless, &error);
+                let outputs = receipt.into_iter().collect();
+                self.record_told(id, Account::Skipped, End::Failed(Reason::Useless), outputs);
             }
         }
         true

@@ -12,6 +12,8 @@
 //! | attempt | `crate::attempt` | the handler |
 //! | (ended) | `ended.rs` | what an attempt's end means for its class: done, again, in doubt, given up |
 //! | (life) | `life.rs` | a duplicate that starts a window anew, a message that is too old to be of use |
+//! | (given) | `given.rs` | what an outcome gives back: outputs, as messages that become visible with it |
+//! | (replies) | `replies.rs` | replies, replays and receipts: what whoever sent a message is told |
 //! | (acts) | `acts.rs` | what an operator decides about what is held, or about a token |
 //! | (held) | `hold.rs` | what is kept on disk for an attempt later, and what of its key is kept behind it |
 //! | record | `record.rs` | groups to the journal, and what their acknowledgement completes |
@@ -24,16 +26,19 @@ mod admit;
 mod begin;
 mod counts;
 mod ended;
+mod given;
 mod hold;
 mod judge;
 mod leave;
 mod life;
 mod record;
+mod replies;
 mod resting;
 mod restore;
 mod starts;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
+mod wake;
 mod wiring;
 mod work;
 
@@ -42,8 +47,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt as _, StreamExt as _};
 use hashbrown::{HashMap, HashSet};
 use slab::Slab;
 use tokio::sync::{mpsc, watch};
@@ -52,7 +57,7 @@ use crate::accounts::Accounts;
 use crate::act::Order;
 use crate::attempt::Attempts;
 use crate::backoff::{Bounds, Waits};
-use crate::broker::{self, Letter};
+use crate::broker::Letter;
 use crate::clock::{self, Instant};
 use crate::error::Error;
 use crate::fence::Gate;
@@ -60,16 +65,18 @@ use crate::journal::{Acks, Failure};
 use crate::ledger::{CommitPoint, Ledger};
 use crate::message::Batch;
 use crate::metrics::PartitionMeters;
-use crate::outcome::Open;
+use crate::patience::Said;
 use crate::store::lookups::Answer;
 use crate::store::{Changes, PartitionId};
 use crate::token::TokenKey;
 use crate::window::{PartitionTime, Window};
 use hold::{Blocked, Loads, Name};
 pub(crate) use life::is_renewed;
+use record::Unsent;
 use resting::Rests;
 pub(crate) use resting::{Found, find};
 pub(crate) use starts::Starts;
+use wake::Wake;
 pub(crate) use wiring::{Assignment, Control, Wiring};
 use work::{Index, OpenId, Work, WorkId};
 
@@ -178,8 +185,10 @@ pub(crate) struct Partition {
     submitted: VecDeque<Submitted>,
     next_number: u64,
     acks: Arc<Acks>,
-    sending: FuturesUnordered<futures_util::future::BoxFuture<'static, (WorkId, Result<(), broker::Error>)>>,
+    sending: FuturesUnordered<futures_util::future::BoxFuture<'static, (WorkId, Result<(), Unsent>)>>,
     letters_failing: usize,
+    /// That a message names a topic that no reply may go to was said.
+    said: Said,
     published: CommitPoint,
     publish_due: Instant,
     publish_now: bool,
@@ -210,28 +219,6 @@ enum Leaving {
     Moved,
     /// They are held for longer than `held_age`.
     TooOld,
-}
-
-/// What wakes a partition task.
-enum Wake {
-    /// Something was ordered, or (`false`) whoever orders is gone.
-    Control(bool),
-    Durable,
-    Judged(
-        Result<
-            Result<crate::store::lookups::Found, crate::store::Error>,
-            tokio::sync::oneshot::error::RecvError,
-        >,
-    ),
-    Attempt(WorkId, crate::attempt::Event),
-    Sent(WorkId, Result<(), broker::Error>),
-    Leaving(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
-    Held(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
-    /// The held messages that verdicts are about.
-    Decided(Result<Result<Vec<Open>, crate::store::Error>, tokio::sync::oneshot::error::RecvError>),
-    Order(Order),
-    Timer,
-    Batch(Option<Batch>),
 }
 
 impl Partition {
@@ -311,6 +298,7 @@ impl Partition {
             acks: Arc::new(Acks::default()),
             sending: FuturesUnordered::new(),
             letters_failing: 0,
+            said: Said::default(),
             published: start,
             publish_due: now + wiring.commit_every,
             publish_now: false,
@@ -418,34 +406,6 @@ impl Partition {
         self.submit();
         self.give_back_budget();
         Ok(())
-    }
-
-    async fn next_wake(&mut self) -> Wake {
-        let takes = self.takes();
-        let due = self.next_due();
-        let waits = self.waits_for_breaker();
-        let takes_orders = self.takes_orders();
-        let attempts = &mut self.attempts;
-        let asked = &mut self.asked;
-        let leaving = &mut self.leaving;
-        let loads = &mut self.loads;
-        let verdicts = self.acting.as_mut().and_then(|acting| acting.loading.as_mut());
-        let breaker = &mut self.own.changes;
-        tokio::select! {
-            biased;
-            changed = self.control.changed() => Wake::Control(changed.is_ok()),
-            () = self.acks.changed(), if !self.submitted.is_empty() => Wake::Durable,
-            answer = async { match asked.front_mut() { Some(asked) => (&mut asked.answer).await, None => std::future::pending().await } } => Wake::Judged(answer),
-            held = async { match leaving { Some((_, loads)) => (&mut loads.answer).await, None => std::future::pending().await } } => Wake::Leaving(held),
-            held = async { match loads { Some(loads) => (&mut loads.answer).await, None => std::future::pending().await } } => Wake::Held(held),
-            held = async { match verdicts { Some(loading) => (&mut loading.loads.answer).await, None => std::future::pending().await } } => Wake::Decided(held),
-            Some(order) = self.orders.recv(), if takes_orders => Wake::Order(order),
-            (id, event) = std::future::poll_fn(|cx| attempts.poll_event(cx)) => Wake::Attempt(id, event),
-            Some((id, result)) = self.sending.next(), if !self.sending.is_empty() => Wake::Sent(id, result),
-            _ = breaker.changed(), if waits => Wake::Timer,
-            batch = self.batches.recv(), if takes => Wake::Batch(batch),
-            () = clock::sleep_until(due) => Wake::Timer,
-        }
     }
 
     /// Attempts that ended meanwhile, without a wake for each.

@@ -2,11 +2,12 @@
 //! durable (Inv 1).
 //!
 //! A dead letter takes two steps, so that a crash between them loses nothing: the outcome and the message are made
-//! durable as `Settling`, then the letter is sent, then the token is closed. A crash after the first step sends again.
+//! durable as `Settling`, then the letter is sent, then the token is closed. A crash after the first step sends again. What an
+//! outcome gives back goes the same way (`given.rs`).
 
 use futures_util::FutureExt as _;
 
-use super::work::{Ending, Holder, OpenId, Origin, Phase, Resting, RestingState, WorkId};
+use super::work::{Holder, OpenId, Origin, Phase, Resting, RestingState, WorkId};
 use super::{Partition, Stop, Submitted};
 use crate::accounts::Account;
 use crate::broker::{self, Letter};
@@ -20,8 +21,8 @@ use crate::store::{Changes, Position};
 impl Partition {
     /// Closes the token with that outcome; complete when it is durable.
     pub(super) fn record(&mut self, id: WorkId, account: Account, end: End) {
-        let needs_print = !matches!(account, Account::Duplicate);
-        if needs_print {
+        let is_duplicate = matches!(account, Account::Duplicate);
+        if !is_duplicate {
             self.take_fingerprint(id);
         }
         self.free_slot(id);
@@ -42,7 +43,8 @@ impl Partition {
             attempts: work.attempts,
             fingerprint: work.fingerprint,
         };
-        if needs_print {
+        // A duplicate that was told so has a record of its own, under its position: it is told once.
+        if !is_duplicate || work.answer.is_some() {
             let keys = work.keys.as_slice();
             if let [key] = keys {
                 self.changes.closed.push((*key, closed.clone()));
@@ -58,7 +60,7 @@ impl Partition {
         self.changed.push(id);
     }
 
-    fn take_fingerprint(&mut self, id: WorkId) {
+    pub(super) fn take_fingerprint(&mut self, id: WorkId) {
         let Some(work) = self.works.get(id).filter(|work| work.fingerprint.is_none()) else {
             return;
         };
@@ -71,31 +73,25 @@ impl Partition {
     /// Gives up on a message. Where letters are written with outcomes, both at once; else `Settling` first, the letter
     /// next, the outcome last.
     pub(super) fn give_up(&mut self, id: WorkId, reason: Reason, error: String) {
-        self.take_fingerprint(id);
-        self.free_slot(id);
+        let receipt = self.receipt_of_failure(id, reason, &error);
         if self.wiring.state_moves() {
             let Some(letter) = self.letter(id, reason, &error) else {
                 return;
             };
             self.letters.push(letter);
+            self.count_given(receipt.as_slice());
+            self.letters.extend(receipt.map(dead_letter::output));
             self.wiring.meters.failed(reason);
             self.record(id, Account::Failed, End::Failed(reason));
             return;
         }
-        let Some(work) = self.works.get_mut(id) else {
-            return;
-        };
-        let end = End::Failed(reason);
-        work.phase = Phase::Settling;
-        work.ending = Some(Box::new(Ending {
-            end: end.clone(),
-            error: error.clone(),
-            failed_sends: 0,
-        }));
-        let message = Kept::copy_of(&work.raw());
-        if let Some(open) = self.open_record(id, Stage::Settling { end, message, error }) {
-            self.write_open(id, open);
-        }
+        self.settle(
+            id,
+            Account::Failed,
+            End::Failed(reason),
+            error,
+            receipt.into_iter().collect(),
+        );
     }
 
     /// Keeps a message for a verdict, or behind the token that is open.
@@ -202,7 +198,7 @@ impl Partition {
         match work.phase {
             Phase::Beginning => self.begun(id)?,
             Phase::Noting => self.noted(id)?,
-            Phase::Settling => self.send_letter(id),
+            Phase::Settling => self.send(id),
             Phase::Recording => {
                 if let Some((account, closed)) = work.closing.take() {
                     self.finish(id, account, Some(&closed));
@@ -285,12 +281,18 @@ impl Partition {
         self.free_slot(id);
         self.end_block(id);
         self.leave_index(id);
-        let Some(work) = self.works.try_remove(id) else {
+        let Some(mut work) = self.works.try_remove(id) else {
             return;
         };
         if !self.leaving_works.is_empty() {
             self.leaving_works.remove(&id);
         }
+        // 9 has the tokens n and o and waits behind 7, which has n; so does 21, which has both, while 23, which has o, waits behind
+        // 9. Once 7 has ended 21 waits behind 9 too, after 23: taken in that order 23 would run first, and 21 would find its token
+        // closed above itself and pass for a redelivery.
+        let works = &self.works;
+        work.behind
+            .sort_by_key(|waiter| works.get(*waiter).map(super::work::Work::offset));
         match work.origin {
             Origin::Taken(slot) => {
                 self.accounts.shift(Account::InFlight, account);
@@ -323,20 +325,31 @@ impl Partition {
         }
     }
 
-    pub(super) fn send_letter(&mut self, id: WorkId) {
-        let Some(work) = self.works.get_mut(id) else {
+    /// Sends the dead letter, if it ends with one, and then the outputs, all at once; again what was not acknowledged, with the
+    /// same headers.
+    pub(super) fn send(&mut self, id: WorkId) {
+        let Some(ending) = self.works.get(id).and_then(|work| work.ending.as_ref()) else {
             return;
         };
-        let Some(ending) = work.ending.as_ref() else {
-            return;
+        let failed_sends = ending.failed_sends;
+        let letters = match &ending.unsent {
+            Some(unsent) => unsent.clone(),
+            None => {
+                let dead = match ending.end {
+                    End::Failed(reason) if ending.account == Account::Failed => {
+                        self.letter(id, reason, &ending.error)
+                    }
+                    _ => None,
+                };
+                let outputs = ending.outputs.iter().cloned().map(dead_letter::output);
+                dead.into_iter().chain(outputs).collect()
+            }
         };
-        let End::Failed(reason) = ending.end else { return };
-        work.phase = Phase::Sending;
-        let (error, failed_sends) = (ending.error.clone(), ending.failed_sends);
-        let Some(letter) = self.letter(id, reason, &error) else {
-            return;
-        };
-        let sending = self.wiring.letters.send(letter);
+        self.set_phase(id, Phase::Sending);
+        let sends = letters
+            .iter()
+            .map(|letter| self.wiring.letters.send(letter.clone()));
+        let sending = futures_util::future::join_all(sends);
         let wait = match failed_sends {
             0 => None,
             // One message a second at the slowest: the topic may be down for long, and its partition waits.
@@ -350,9 +363,10 @@ impl Partition {
                 }
                 // What an older assignment gave up on reaches no output (Inv 5).
                 if !gate.accepts() {
-                    return (id, Err(broker::Error::Fatal("the assignment is over".into())));
+                    let why = Box::new(broker::Error::Fatal("the assignment is over".into()));
+                    return (id, Err(Unsent { letters, why }));
                 }
-                (id, sending.await)
+                (id, Unsent::of(letters, sending.await))
             }
             .boxed(),
         );
@@ -380,8 +394,8 @@ impl Partition {
         ))
     }
 
-    /// A dead letter was acknowledged, or has to be sent again.
-    pub(super) fn sent(&mut self, id: WorkId, result: Result<(), broker::Error>) {
+    /// What was sent is acknowledged, or has to be sent again.
+    pub(super) fn sent(&mut self, id: WorkId, result: Result<(), Unsent>) {
         let Some(ending) = self.works.get_mut(id).and_then(|work| work.ending.as_mut()) else {
             return;
         };
@@ -391,25 +405,28 @@ impl Partition {
                 if std::mem::take(&mut ending.failed_sends) > 0 {
                     self.letters_failing -= 1;
                 }
-                let end = ending.end.clone();
-                if let End::Failed(reason) = end {
-                    self.wiring.meters.failed(reason);
+                let (account, end) = (ending.account, ending.end.clone());
+                let outputs = std::mem::take(&mut ending.outputs);
+                self.count_given(&outputs);
+                if account != Account::Duplicate {
+                    self.count_closed(&end);
                 }
-                self.record(id, Account::Failed, end);
+                self.record(id, account, end);
             }
-            Err(error) => {
-                self.wiring.meters.letters_failed.increment(1);
+            Err(Unsent { letters, why }) => {
+                self.wiring.meters.letters_failed.increment(letters.len() as u64);
+                ending.unsent = Some(letters);
                 ending.failed_sends += 1;
                 if ending.failed_sends == 1 {
                     self.letters_failing += 1;
-                    let why = crate::error::chain(&error);
+                    let why = crate::error::chain(&why);
                     tracing::warn!(
                         topic = %self.wiring.topic, partition = self.partition, %why,
-                        "a dead letter was not acknowledged; it is sent again, and its partition takes nothing meanwhile"
+                        "a dead letter or an output was not acknowledged; it is sent again, and its partition takes nothing meanwhile"
                     );
                 }
                 if self.draining.is_none_or(|draining| draining.revoked) {
-                    self.send_letter(id);
+                    self.send(id);
                 } else {
                     // At a shutdown it stays as settling, and the next start sends it: a topic that is down must not
                     // hold the process for the whole budget.
@@ -450,5 +467,28 @@ impl Partition {
             acknowledged_ms: self.wiring.commits.acknowledged_ms(self.id),
             written_ms: self.wiring.clock.wall_ms(),
         });
+    }
+}
+
+/// What was not acknowledged of what was sent together.
+pub(super) struct Unsent {
+    letters: Vec<Letter>,
+    /// The first reason.
+    why: Box<broker::Error>,
+}
+
+impl Unsent {
+    fn of(letters: Vec<Letter>, results: Vec<Result<(), broker::Error>>) -> Result<(), Self> {
+        let mut unsent: Option<Self> = None;
+        for (letter, result) in letters.into_iter().zip(results) {
+            if let Err(why) = result {
+                let unsent = unsent.get_or_insert(Self {
+                    letters: Vec::new(),
+                    why: Box::new(why),
+                });
+                unsent.letters.push(letter);
+            }
+        }
+        unsent.map_or(Ok(()), Err)
     }
 }

@@ -85,20 +85,28 @@ impl Partition {
                     self.hold_up(work, why, open);
                 }
             }
-            Stage::Settling { end, error, .. } => {
+            Stage::Settling {
+                end, error, outputs, ..
+            } => {
                 self.count_restored(open);
-                let (end, error) = (end.clone(), error.clone());
+                let ending = Ending {
+                    account: match end {
+                        End::Done(_) => Account::Done,
+                        _ => Account::Failed,
+                    },
+                    end: end.clone(),
+                    error: error.clone(),
+                    outputs: outputs.clone(),
+                    unsent: None,
+                    failed_sends: 0,
+                };
                 let Some(id) = self.revive(open, Phase::Settling) else {
                     return;
                 };
                 if let Some(work) = self.works.get_mut(id) {
-                    work.ending = Some(Box::new(Ending {
-                        end,
-                        error,
-                        failed_sends: 0,
-                    }));
+                    work.ending = Some(Box::new(ending));
                 }
-                self.send_letter(id);
+                self.send(id);
             }
         }
     }
@@ -241,6 +249,8 @@ impl Partition {
             policy: None,
             refused: None,
             behind: Vec::new(),
+            original: None,
+            answer: None,
             ending: None,
             closing: None,
             held_for: None,

@@ -300,7 +300,7 @@ impl Partition {
     /// An attempt ended: what that says of the downstream.
     pub(super) fn count_end(&mut self, id: WorkId, ended: &Ended) {
         let failed = match ended {
-            Ended::Ok(_) => false,
+            Ended::Ok(..) => false,
             Ended::Err(error) => error.kind() != ErrorKind::Reject,
             Ended::Panicked(_) | Ended::TimedOut => true,
         };

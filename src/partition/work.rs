@@ -6,10 +6,12 @@ use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
 use crate::accounts::Account;
+use crate::broker::Letter;
 use crate::clock::Instant;
 use crate::ledger::Slot;
 use crate::message::{Batch, Offset, Raw};
 use crate::outcome::{Closed, End, Fingerprint, HeldFor, Reason, Verdict};
+use crate::output::Output;
 use crate::token::TokenKey;
 
 /// Names one piece of work; reused once it is complete.
@@ -80,11 +82,11 @@ pub(super) enum Phase {
     Recording,
     /// Its hold is on the way to the disk.
     Holding,
-    /// Its outcome with a dead letter is on the way to the disk.
+    /// Its outcome, with what is to be sent of it, is on the way to the disk.
     Settling,
-    /// Its dead letter is on the way to the broker.
+    /// Its dead letter and its outputs are on the way to the broker.
     Sending,
-    /// Its dead letter could not be sent before the partition is left.
+    /// They could not be sent before the partition is left.
     Unsent,
 }
 
@@ -144,6 +146,10 @@ pub(super) struct Work {
     pub(super) refused: Option<Box<Keys>>,
     /// Messages of its token that wait for its outcome, in offset order.
     pub(super) behind: Vec<WorkId>,
+    /// The offset whose outcome decided about this message.
+    pub(super) original: Option<Offset>,
+    /// It is a duplicate that is told so, and goes by its position.
+    pub(super) answer: Option<Box<Answer>>,
     /// The end whose letter is to be sent first.
     pub(super) ending: Option<Box<Ending>>,
     /// The outcome that is on its way to the disk, and the account that the message then lies in.
@@ -153,12 +159,26 @@ pub(super) struct Work {
     pub(super) held_behind: Option<OpenId>,
 }
 
+/// What a duplicate is told.
+#[derive(Debug, Clone)]
+pub(super) struct Answer {
+    /// The outcome that suppresses it.
+    pub(super) closed: Closed,
+    /// Where its reply goes.
+    pub(super) reply_to: Option<String>,
+}
+
 /// An end on its way.
 #[derive(Debug, Clone)]
 pub(super) struct Ending {
+    pub(super) account: Account,
     pub(super) end: End,
     pub(super) error: String,
-    /// Sends of the dead letter that failed so far.
+    /// What is to be sent besides a dead letter.
+    pub(super) outputs: Vec<Output>,
+    /// What is left of all that, once a send has failed.
+    pub(super) unsent: Option<Vec<Letter>>,
+    /// Sends that failed so far.
     pub(super) failed_sends: u32,
 }
 

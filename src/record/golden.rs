@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::output::Output;
 
 const FILE: &str = include_str!("../../tests/fixtures/v1/records.txt");
 const BUCKET_MS: i64 = 1_000_000;
@@ -51,11 +52,15 @@ fn closed_records() -> BTreeMap<&'static str, Closed> {
         ),
         ("done", closed(2_000_000, 21_600_000, 1, done(Stored::Nothing))),
         (
-            "done-reply",
+            "done-outcome",
             Closed {
                 fingerprint: Some(Fingerprint::Fields(0x0102_0304_0506_0708)),
                 ..closed(0, -1, 0, done(reply))
             },
+        ),
+        (
+            "done-later",
+            closed(0, 0, 1, done(Stored::Later(Bytes::from_static(b"\x02new")))),
         ),
         (
             "done-digest",
@@ -124,8 +129,23 @@ fn open_records() -> BTreeMap<&'static str, Open> {
         end: End::Failed(Reason::Crashed),
         message: message(Some(b"{}")),
         error: "boom".to_owned(),
+        outputs: Vec::new(),
+    };
+    let outputs = vec![
+        Output::to("shipments").key("k").payload("{}").header("h", "v"),
+        Output {
+            headers: vec![("n".to_owned(), None)],
+            ..Output::to("t")
+        },
+    ];
+    let settling_outputs = Stage::Settling {
+        end: End::Done(Stored::Reply(Bytes::from_static(b"ok"))),
+        message: message(None),
+        error: String::new(),
+        outputs,
     };
     BTreeMap::from([
+        ("settling-outputs", open(1, settling_outputs)),
         ("begun", open(1, begun(false, None))),
         ("not-applied", open(2, begun(true, None))),
         (
@@ -142,6 +162,20 @@ fn open_records() -> BTreeMap<&'static str, Open> {
         ("held-for-token", open(0, for_token)),
         ("settling", open(5, settling)),
     ])
+}
+
+/// What earlier versions wrote, and this one writes no more.
+fn retired_records() -> BTreeMap<&'static str, Closed> {
+    let mut records = closed_records();
+    let reply = records.remove("done-outcome").unwrap();
+    BTreeMap::from([("done-reply", reply)])
+}
+
+#[test]
+fn what_is_written_no_more_is_read_as_ever() {
+    for (name, record) in retired_records() {
+        assert_eq!(decode_closed(&golden()[name], BUCKET_MS), Ok(record), "{name}");
+    }
 }
 
 #[test]
@@ -175,6 +209,7 @@ fn every_golden_record_is_asked_about() {
     let asked: Vec<_> = closed_records()
         .into_keys()
         .chain(open_records().into_keys())
+        .chain(retired_records().into_keys())
         .collect();
     let missed: Vec<_> = golden()
         .into_keys()

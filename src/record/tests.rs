@@ -1,12 +1,16 @@
-//! What is written is what is read.
+//! What is written is read as it was, and nothing else is.
 
 use super::*;
+use crate::output::Output;
 use proptest::prelude::*;
 
 fn ends() -> impl Strategy<Value = End> {
     prop_oneof![
         Just(End::Done(Stored::Nothing)),
         any::<Vec<u8>>().prop_map(|bytes| End::Done(Stored::Reply(bytes.into()))),
+        (2u8.., any::<Vec<u8>>()).prop_map(|(version, rest)| {
+            End::Done(Stored::Later([&[version][..], &rest].concat().into()))
+        }),
         any::<([u8; 32], u64)>().prop_map(|(digest, len)| End::Done(Stored::Digest(digest, len))),
         prop::sample::select(&Reason::ALL).prop_map(End::Failed),
         any::<String>().prop_map(End::Invalidated),
@@ -38,6 +42,16 @@ fn messages() -> impl Strategy<Value = Kept> {
     )
 }
 
+fn outputs() -> impl Strategy<Value = Vec<Output>> {
+    let output = (".{0,8}", bytes(), bytes()).prop_map(|(topic, key, payload)| Output {
+        topic,
+        key,
+        payload,
+        headers: vec![("h".to_owned(), None)],
+    });
+    prop::collection::vec(output, 0..3)
+}
+
 fn stages() -> impl Strategy<Value = Stage> {
     let verdicts = prop::option::of(prop::sample::select(&[
         Verdict::Done,
@@ -62,10 +76,13 @@ fn stages() -> impl Strategy<Value = Stage> {
             message,
             verdict
         }),
-        (ends(), messages(), ".{0,20}").prop_map(|(end, message, error)| Stage::Settling {
-            end,
-            message,
-            error
+        (ends(), messages(), ".{0,20}", outputs()).prop_map(|(end, message, error, outputs)| {
+            Stage::Settling {
+                end,
+                message,
+                error,
+                outputs,
+            }
         }),
     ]
 }

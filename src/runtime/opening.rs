@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use crate::broker::cluster::{Changelog, Cluster, Fit};
+use crate::broker::cluster::{Changelog, Cluster, Fit, given_to};
 use crate::broker::kafka;
 use crate::clock;
 use crate::config::{Durability, Settings};
@@ -165,6 +165,14 @@ fn claim(settings: &Settings, store: &RocksStore) -> Result<Counts, Error> {
     for topic in settings.topics.keys() {
         if let Fit::Unproven(why) = cluster.letters(settings, topic)? {
             tracing::warn!(%topic, %why, "not proven that every message fits into the dead-letter topic with hapax's headers");
+        }
+    }
+    for (topic, policy) in &settings.topics {
+        for to in given_to(policy) {
+            if let Err(why) = cluster.takes(topic, &to)? {
+                let (what, to) = (to.what, to.topic);
+                tracing::warn!(%topic, %to, %why, "not proven that every {what} fits into its topic with hapax's headers");
+            }
         }
     }
     if settings.durability == Durability::Replicated {

@@ -1,4 +1,4 @@
-//! Look-ups off the async runtime: one thread that answers a batch of keys at a time.
+//! Look-ups off the async runtime: a thread or a few, each of which answers a batch of keys at a time.
 //!
 //! No RocksDB call runs on a runtime's worker: a read that meets a slow disk would starve every task beside it.
 
@@ -40,13 +40,17 @@ enum Question {
     },
 }
 
-/// The handle of the thread, which ends with its last handle.
+/// Threads at most. Where every token is known a look-up costs more than all else of its message, and one thread would be
+/// what the consumer waits for.
+const THREADS_MAX: usize = 4;
+
+/// The handle of the threads, which end with its last handle. The questions of one partition are answered in order.
 #[derive(Clone)]
 pub(crate) struct Lookups(Kind);
 
 #[derive(Clone)]
 enum Kind {
-    Thread(mpsc::Sender<Question>),
+    Threads(Arc<[mpsc::Sender<Question>]>),
     #[cfg(feature = "testing")]
     Inline(Arc<dyn Store>),
 }
@@ -75,16 +79,23 @@ fn answer(store: &dyn Store, question: Question) {
 }
 
 impl Lookups {
-    /// Starts the thread on that store.
+    /// Starts the threads on that store: one for each processor, up to four.
     ///
     /// # Errors
     /// Where the system gives no thread.
-    pub(crate) fn start(store: Arc<dyn Store>) -> std::io::Result<(Self, thread::JoinHandle<()>)> {
-        let (questions, inbox) = mpsc::channel::<Question>();
-        let thread = thread::Builder::new()
-            .name("hapax-lookups".into())
-            .spawn(move || inbox.into_iter().for_each(|question| answer(&*store, question)))?;
-        Ok((Self(Kind::Thread(questions)), thread))
+    pub(crate) fn start(store: &Arc<dyn Store>) -> std::io::Result<(Self, Vec<thread::JoinHandle<()>>)> {
+        let count = thread::available_parallelism().map_or(1, |count| count.get().min(THREADS_MAX));
+        let (mut inlets, mut threads) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for _ in 0..count {
+            let (questions, inbox) = mpsc::channel::<Question>();
+            let store = Arc::clone(store);
+            let thread = thread::Builder::new()
+                .name("hapax-lookups".into())
+                .spawn(move || inbox.into_iter().for_each(|question| answer(&*store, question)))?;
+            inlets.push(questions);
+            threads.push(thread);
+        }
+        Ok((Self(Kind::Threads(inlets.into())), threads))
     }
 
     /// Answers in the caller's thread: for a memory store, and for tests that want one order of events.
@@ -93,10 +104,15 @@ impl Lookups {
         Self(Kind::Inline(store))
     }
 
-    fn put(&self, question: Question) {
+    fn put(&self, partition: PartitionId, question: Question) {
         match &self.0 {
-            // Where the thread is gone the question is dropped, and with it the sender that somebody waits for.
-            Kind::Thread(questions) => drop(questions.send(question)),
+            Kind::Threads(threads) => {
+                let number = usize::from(partition.topic.0) + partition.partition.unsigned_abs() as usize;
+                // Where the thread is gone the question is dropped, and with it the sender that somebody waits for.
+                if let Some(questions) = threads.get(number % threads.len()) {
+                    drop(questions.send(question));
+                }
+            }
             #[cfg(feature = "testing")]
             Kind::Inline(store) => answer(&**store, question),
         }
@@ -105,23 +121,29 @@ impl Lookups {
     /// Asks for one batch. The answer is an error of the channel where the thread is gone.
     pub(crate) fn ask(&self, partition: PartitionId, since_ms: i64, keys: Vec<TokenKey>) -> Answer {
         let (reply, answer) = oneshot::channel();
-        self.put(Question::LookUp {
+        self.put(
             partition,
-            since_ms,
-            keys,
-            reply,
-        });
+            Question::LookUp {
+                partition,
+                since_ms,
+                keys,
+                reply,
+            },
+        );
         answer
     }
 
     /// Asks for some held messages, with their bytes.
     pub(crate) fn load_open(&self, partition: PartitionId, names: Vec<(TokenKey, Offset)>) -> LoadingOpen {
         let (reply, answer) = oneshot::channel();
-        self.put(Question::LoadOpen {
+        self.put(
             partition,
-            names,
-            reply,
-        });
+            Question::LoadOpen {
+                partition,
+                names,
+                reply,
+            },
+        );
         answer
     }
 }

@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::effects::{Effect, Effects};
 use super::harness::Harness;
-use super::message::{Held, Message, Sent};
+use super::message::{Held, Message, Produced, Sent};
 use super::script::{Edge, Event, Script, Side};
 use crate::class::Class;
 pub use error::{Error, Violation, Wrong};
@@ -143,6 +143,8 @@ struct Ran {
     effects: Effects,
     held: Vec<Held>,
     letters: Vec<(String, String)>,
+    /// What was produced besides, and for which message.
+    outputs: Vec<(Effect, Sent)>,
     class: Class,
     topic: String,
     /// Why the consumer stopped, where it did.
@@ -392,6 +394,7 @@ impl<'a> Exhaust<'a> {
             effects: world.clone(),
             held: harness.held().map_err(Error::Refused)?,
             letters: letters.collect(),
+            outputs: harness.outputs().iter().filter_map(effect_of).collect(),
             class: harness.class(),
             topic: harness.topic().to_owned(),
             has_settled: matches!(ended, Ended::Settled(true)),
@@ -402,6 +405,19 @@ impl<'a> Exhaust<'a> {
             state: self.final_state.as_ref().map(|read| read(world)),
         })
     }
+}
+
+/// An output is an effect like any other, except that it may be sent again: whoever reads it has its token.
+fn effect_of(output: &Produced) -> Option<(Effect, Sent)> {
+    let effect = Effect {
+        name: format!("output {} to {}", output.header("hapax-output"), output.topic()),
+        token: output.header("idempotency-key").to_owned(),
+    };
+    let of = Sent {
+        partition: output.header("hapax-partition").parse().ok()?,
+        offset: crate::message::Offset(output.header("hapax-offset").parse().ok()?),
+    };
+    Some((effect, of))
 }
 
 /// A schedule that was run, and where its last process could have died.

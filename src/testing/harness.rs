@@ -6,12 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::message::{DeadLetter, Held, Message, Sent};
+use super::message::{DeadLetter, Held, Message, Produced, Sent};
 use super::rig::Rig;
 use super::script::Script;
 use super::watched::{Watch, Watched};
 use crate::accounts::Balance;
 use crate::bound::{Bound, Handled};
+use crate::broker::Letter;
 use crate::class::Class;
 use crate::config::{self, Durability, Layer, TopicPolicy};
 use crate::error::Error;
@@ -324,10 +325,19 @@ impl Harness {
     /// What was given up on, oldest first.
     #[must_use]
     pub fn dead_letters(&self) -> Vec<DeadLetter> {
-        self.rig.letterbox.letters().into_iter().map(DeadLetter).collect()
+        let letters = self.rig.letterbox.letters().into_iter();
+        letters.filter(is_dead).map(DeadLetter).collect()
     }
 
-    /// Whether the dead-letter topic refuses what it is sent, as a broker that is away does. Default: false.
+    /// What was produced besides: what handlers [emitted](crate::Context::emit), oldest first. What a crash sent twice is here
+    /// twice, with the same `idempotency-key`.
+    #[must_use]
+    pub fn outputs(&self) -> Vec<Produced> {
+        let letters = self.rig.letterbox.letters().into_iter();
+        letters.filter(|letter| !is_dead(letter)).map(Produced).collect()
+    }
+
+    /// Whether every topic refuses what it is sent, dead letters and outputs, as a broker that is away does. Default: false.
     pub fn refuse_dead_letters(&self, refuse: bool) {
         self.rig.letterbox.refuse(refuse);
     }
@@ -455,6 +465,11 @@ impl Harness {
     pub(super) fn topic(&self) -> &str {
         &self.topic
     }
+}
+
+/// A dead letter says why.
+fn is_dead(letter: &Letter) -> bool {
+    letter.headers.iter().any(|(name, _)| name == "hapax-reason")
 }
 
 impl fmt::Debug for Harness {

@@ -17,12 +17,21 @@ pub(crate) struct Letterbox {
 struct Inner {
     letters: Vec<Letter>,
     refusing: bool,
+    /// A topic that refuses, while others take.
+    #[cfg(test)]
+    refusing_topic: Option<String>,
 }
 
 impl Letterbox {
     /// From now on every letter is refused, or accepted again.
     pub(crate) fn refuse(&self, refusing: bool) {
         self.lock().refusing = refusing;
+    }
+
+    /// From now on that topic refuses, or none does.
+    #[cfg(test)]
+    pub(crate) fn refuse_to(&self, topic: Option<&str>) {
+        self.lock().refusing_topic = topic.map(str::to_owned);
     }
 
     /// The same topic, for a process that dies by that script.
@@ -57,6 +66,7 @@ impl Letterbox {
         self.letters()
             .iter()
             .map(|letter| (of(letter, "hapax-offset"), of(letter, "hapax-reason")))
+            .filter(|(_, reason)| !reason.is_empty())
             .collect()
     }
 
@@ -90,7 +100,10 @@ impl Letters for Letterbox {
 impl Letterbox {
     fn deliver(&self, letter: Letter) -> Result<(), broker::Error> {
         let mut inner = self.lock();
-        if inner.refusing {
+        let is_refused = inner.refusing;
+        #[cfg(test)]
+        let is_refused = is_refused || inner.refusing_topic.as_ref() == Some(&letter.topic);
+        if is_refused {
             return Err(broker::Error::Letter {
                 topic: letter.topic,
                 why: "the test refuses it".into(),
@@ -108,5 +121,9 @@ fn said(letter: &Letter) -> String {
         let value = header.and_then(|(_, value)| value.as_deref()).unwrap_or_default();
         String::from_utf8_lossy(value).into_owned()
     };
-    format!("message @{} ({})", of("hapax-offset"), of("hapax-reason"))
+    let (offset, reason, output) = (of("hapax-offset"), of("hapax-reason"), of("hapax-output"));
+    match output.is_empty() {
+        true => format!("message @{offset} ({reason})"),
+        false => format!("output {output} of message @{offset}"),
+    }
 }

@@ -205,3 +205,46 @@ impl fmt::Debug for DeadLetter {
             .finish_non_exhaustive()
     }
 }
+
+/// A message that the consumer produced: an output of a handler.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Produced(pub(super) Letter);
+
+impl Produced {
+    /// The topic that it went to.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        &self.0.topic
+    }
+
+    /// The key, `None` for null.
+    #[must_use]
+    pub fn key(&self) -> Option<&[u8]> {
+        self.0.key.as_deref()
+    }
+
+    /// The payload, `None` for null.
+    #[must_use]
+    pub fn payload(&self) -> Option<&[u8]> {
+        self.0.payload.as_deref()
+    }
+
+    /// The value of the last header of that name as text, empty where there is none: `idempotency-key` for its token,
+    /// `hapax-offset` for the message that it belongs to.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        let found = self.0.headers.iter().rev().find(|(found, _)| found == name);
+        let value = found.and_then(|(_, value)| value.as_deref()).unwrap_or_default();
+        str::from_utf8(value).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Produced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Produced")
+            .field("topic", &self.topic())
+            .field("output", &self.header("hapax-output"))
+            .field("offset", &self.header("hapax-offset"))
+            .finish_non_exhaustive()
+    }
+}

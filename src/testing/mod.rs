@@ -22,7 +22,8 @@
 //! - [`Message`] is what is sent to it
 //! - [`exhaust`](exhaust()) tries a handler at every crash there can be, and tells the shortest story in which an effect
 //!   repeats or is lost; the handler notes its [`Effects`] in the outside world that it is given
-//! - [`Held`] and [`DeadLetter`] are what became of messages that did not end well, [`Balance`] is what became of all
+//! - [`Held`] and [`DeadLetter`] are what became of messages that did not end well, [`Produced`] is what handlers emitted,
+//!   [`Balance`] is what became of all
 //!
 //! Start the test with tokio's paused clock, `#[tokio::test(start_paused = true)]` (tokio's feature `test-util`): then
 //! waiting costs nothing, and everything that is ready has run when a wait returns. Otherwise it takes as long as it
@@ -46,6 +47,6 @@ pub use crate::store::memory::Fault;
 pub use effects::{Effect, Effects};
 pub use exhaust::exhaust;
 pub use harness::Harness;
-pub use message::{DeadLetter, Held, Message, Sent};
+pub use message::{DeadLetter, Held, Message, Produced, Sent};
 #[cfg(test)]
 pub(crate) use rig::{Arriving, Rig};

@@ -300,6 +300,8 @@ impl Rig {
         if dies_at(&self.script, Edge::Assigned { partition }, Side::After) {
             return Ok(());
         }
+        // Where it is not written yet, it is the first that goes into the journal.
+        let _ = prepared.raise_fence();
         process.assignments.serve(prepared);
         let log = self
             .log
@@ -415,6 +417,14 @@ impl Rig {
 
     fn commit(&mut self) {
         let Some(process) = &self.process else { return };
+        if self.durability == Durability::Replicated {
+            for id in process.assignments.ids() {
+                let known = self.store.load_position(id).ok().flatten();
+                if let (Some(known), Some(committed)) = (known, self.committed.get_mut(&id.partition)) {
+                    committed.next = known.commit_point;
+                }
+            }
+        }
         for Due { id, point, .. } in process.commits.take_due(crate::clock::now()) {
             let mark = CommitMark::from_metadata(&process.assignments.mark(point));
             let edge = Edge::Commit {

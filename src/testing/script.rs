@@ -241,6 +241,10 @@ impl Script {
     }
 }
 
+fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// What a group says, message by message.
 pub(crate) fn changes(group: &Changes) -> Vec<Change> {
     let partition = group.partition.partition;
@@ -268,6 +272,11 @@ pub(crate) fn changes(group: &Changes) -> Vec<Change> {
                 ..
             } => "held in doubt".to_owned(),
             Stage::Held { .. } => "held".to_owned(),
+            Stage::Settling {
+                end: End::Done(_),
+                outputs,
+                ..
+            } => format!("done, {} to be sent", counted(outputs.len(), "output")),
             Stage::Settling { .. } => "given up, its dead letter is to be sent".to_owned(),
         },
     });

@@ -127,6 +127,7 @@ fn succeeds(name: &str, broker: Option<&kafka::Broker>) {
 fn those_without_a_broker() {
     for name in [
         "decode_registry",
+        "emit_and_reply",
         "in_doubt",
         "named_handler",
         "probe",

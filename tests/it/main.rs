@@ -35,6 +35,7 @@ mod member;
 mod memory;
 mod mock;
 mod operator;
+mod outcomes;
 mod protocols;
 mod rebalance;
 mod rebuild;

@@ -205,6 +205,7 @@ fn names(settings: &Settings) -> BTreeSet<String> {
     if settings.durability == Durability::Replicated {
         names.extend(settings.topics.keys().map(|topic| settings.changelog_of(topic)));
     }
+    names.extend(crate::broker::cluster::given_names(settings));
     names
 }
 

@@ -7,6 +7,8 @@ mod bound;
 mod replicated;
 mod topic;
 
+pub(crate) use topic::legal;
+
 use std::time::Duration;
 
 use self::bound::Found;

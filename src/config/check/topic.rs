@@ -6,6 +6,7 @@ use super::bound::{Found, Shown};
 use super::{CENTURY, DAY, HOUR, SECOND};
 use crate::class::Class;
 use crate::config::breaker::{Breaker, RetryBudget, Share};
+use crate::config::given::{Outputs, Replies};
 use crate::config::read::segment;
 use crate::config::settings::Settings;
 use crate::config::topic::{InPlace, Mode, OnMismatch, Overall, TokenSource, TopicPolicy};
@@ -85,6 +86,8 @@ pub(super) fn check(settings: &Settings, name: &str, policy: &TopicPolicy, found
         "without fields the bytes are compared, and those differ where a producer only reorders its keys",
         "name the fields: mismatch = { fields = [\"/amount\"] }",
     );
+    outputs(&key("outputs"), &policy.outputs, found);
+    replies(&topic, name, policy, found);
     in_place(&key("retry.in_place"), &policy.retry.in_place, found);
     overall(&key("retry.overall"), &policy.retry.overall, found);
     budget(&key("retry.budget"), &policy.budget, found);
@@ -287,8 +290,66 @@ fn breaker(key: &str, breaker: &Breaker, found: &mut Found) {
         .most(HOUR, "a downstream that is back would not be noticed");
 }
 
+/// A topic that something is sent to.
+fn sent_to(key: &str, topic: &str, found: &mut Found) {
+    if let Err(why) = legal(topic) {
+        let fix = "use the topic's name in Kafka";
+        found.key(key.to_owned(), topic).when(true, why, fix);
+    }
+    found.key(key.to_owned(), topic).when(
+        topic.ends_with(".hapax"),
+        "a name that ends in \".hapax\" is a changelog's, which nobody but hapax writes",
+        "name another topic",
+    );
+}
+
+fn replies(key: &str, name: &str, policy: &TopicPolicy, found: &mut Found) {
+    let Replies {
+        header,
+        topic,
+        allowed,
+    } = &policy.reply;
+    let to = [("reply.topic", topic), ("receipts.topic", &policy.receipts.topic)];
+    let to = to
+        .into_iter()
+        .filter_map(|(key, topic)| Some((key, topic.as_ref()?)));
+    for (at, topic) in to.chain(allowed.iter().map(|topic| ("reply.allowed", topic))) {
+        let key = format!("{key}.{at}");
+        sent_to(&key, topic, found);
+        found.key(key, topic.as_str()).when(
+            topic == name,
+            "it would come back as a message, and be answered again, for ever",
+            "name another topic",
+        );
+    }
+    if let Some(header) = header {
+        found.key(format!("{key}.reply.header"), header.as_str()).when(
+            topic.is_none() && allowed.is_empty(),
+            "no topic that it could name is allowed",
+            "list them: reply = { header = \"reply-to\", allowed = [\"replies\"] }",
+        );
+    }
+}
+
+fn outputs(key: &str, outputs: &Outputs, found: &mut Found) {
+    for topic in &outputs.topics {
+        sent_to(&format!("{key}.topics"), topic, found);
+    }
+    found
+        .key(format!("{key}.max"), outputs.max)
+        .least(1, "nothing could be emitted")
+        .most(100_000, "they are in memory all at once");
+    found
+        .key(format!("{key}.bytes"), outputs.bytes)
+        .least(ByteCount(1), "nothing could be emitted")
+        .most(
+            ByteCount::mib(64),
+            "no topic takes as much, and it is in memory all at once",
+        );
+}
+
 /// Kafka's own rule for the names of topics.
-pub(super) fn legal(name: &str) -> Result<(), &'static str> {
+pub(crate) fn legal(name: &str) -> Result<(), &'static str> {
     match name {
         "" => Err("a topic has a name"),
         "." | ".." => Err("Kafka has no topic of that name"),
@@ -313,6 +374,26 @@ mod tests {
             ("window = \"0s\"", "window", "forgotten by quarters"),
             ("window = \"999ms\"", "window", "forgotten by quarters"),
             ("window = \"1000y\"", "window", "nothing would ever be forgotten"),
+            ("outputs.topics = [\"a b\"]", "outputs.topics", "letters, digits"),
+            (
+                "outputs.topics = [\"g.orders.hapax\"]",
+                "outputs.topics",
+                "a changelog's",
+            ),
+            ("reply.topic = \"orders\"", "reply.topic", "for ever"),
+            (
+                "reply.allowed = [\"g.orders.hapax\"]",
+                "reply.allowed",
+                "a changelog's",
+            ),
+            ("receipts.topic = \"{topic}\"", "receipts.topic", "for ever"),
+            ("reply.header = \"reply-to\"", "reply.header", "is allowed"),
+            ("outputs.max = 0", "outputs.max", "nothing could be emitted"),
+            (
+                "outputs.bytes = \"65MiB\"",
+                "outputs.bytes",
+                "no topic takes as much",
+            ),
             ("window_bytes = \"1023KiB\"", "window_bytes", "shed as fast"),
             ("token = []", "token", "no message has a token"),
             ("token = [\"key\", \"key\"]", "token", "twice"),

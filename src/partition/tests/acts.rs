@@ -431,6 +431,7 @@ fn a_dead_letter_is_held_and_runs_once_however_often_it_is_redriven() {
         rig.replace(Arc::new(Typed {
             callee: Arc::new(script.clone()),
             terms: TERMS,
+            outputs: Arc::default(),
         }));
         rig.start().await.unwrap();
         rig.run_for(A_WHILE).await;

@@ -50,6 +50,7 @@ fn a_kill_inside_the_handler_leaves_at_most_one_message_a_slot_in_doubt() {
         rig.replace(Arc::new(Typed {
             callee: Arc::new(script.clone()),
             terms: TERMS,
+            outputs: Arc::default(),
         }));
         rig.start().await.unwrap();
         rig.run_for(A_WHILE).await;

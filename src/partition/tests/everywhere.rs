@@ -4,7 +4,7 @@
 
 use crate::handler::{HandlerError, Topic, Undecoded};
 use crate::testing::{Effects, Harness, Message, exhaust};
-use crate::{Class, Classify as _, Context, NonIdempotent, PotentiallyIdempotent, Window};
+use crate::{Class, Classify as _, Context, NonIdempotent, Output, PotentiallyIdempotent, Probe, Window};
 
 type Payments = Topic<Undecoded>;
 
@@ -64,6 +64,61 @@ fn child_tokens_are_the_same_wherever_it_dies() {
         exhaust(
             move |world| Harness::new(topic(PotentiallyIdempotent, way, world), pays),
             messages(&["closed", "no answer", "closed"]),
+        )
+        .crashes(2)
+        .nothing_held()
+        .run()
+        .unwrap();
+    }
+}
+
+/// What it emits is part of its outcome: wherever the process dies, an output is sent once or more, under one token, and with no
+/// attempt that did not end well.
+async fn ships(payload: bytes::Bytes, cx: Context<Effects>) -> Result<(), HandlerError> {
+    let is_first = cx.attempt() == 1;
+    tokio::task::yield_now().await;
+    if is_first && &payload[..] == b"no answer" {
+        cx.emit("lost", Output::to("shipments"))?;
+        Err("no answer")?;
+    }
+    cx.emit("ship", Output::to("shipments").payload(payload.clone()))?;
+    tokio::task::yield_now().await;
+    cx.emit("bill", Output::to("bills").payload(payload))?;
+    Ok(())
+}
+
+#[test]
+fn no_output_is_lost_and_none_is_of_a_failed_attempt() {
+    for class in [Class::Idempotent, PotentiallyIdempotent] {
+        for way in WAYS {
+            exhaust(
+                move |world| Harness::new(topic(class, way, world), ships),
+                messages(&["no answer", "fine", "no answer"]),
+            )
+            .crashes(2)
+            .nothing_held()
+            .run()
+            .unwrap();
+        }
+    }
+}
+
+/// A probe that says done, and emits what the attempt had: nothing is lost, though the handler never runs again.
+#[test]
+fn a_probe_emits_what_its_attempt_had() {
+    for way in WAYS {
+        exhaust(
+            move |world| {
+                let topic = topic(NonIdempotent, way, world).probe(
+                    |payload: bytes::Bytes, cx: Context<Effects>| async move {
+                        cx.emit("ship", Output::to("shipments").payload(payload.clone()))?;
+                        cx.emit("bill", Output::to("bills").payload(payload))?;
+                        Ok(Probe::done(()))
+                    },
+                );
+                Harness::new(topic, ships)
+            },
+            messages(&["fine", "fine too"]),
         )
         .crashes(2)
         .nothing_held()

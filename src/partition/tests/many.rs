@@ -5,12 +5,10 @@ use std::sync::atomic::AtomicUsize;
 use super::*;
 use crate::config::AfterHold;
 use crate::message::Offset;
-use crate::outcome::{Closed, HeldFor, Open};
+use crate::outcome::{HeldFor, Open};
 use crate::partition::find;
 use crate::store::memory::MemoryStore;
-use crate::store::{
-    self, AuditEntry, Hit, Identity, Known, PastStarts, Position, Store, TopicId, WindowSize,
-};
+use crate::store::{self, AuditEntry, Hit, Identity, Known, PastStarts, Store, TopicId, WindowSize};
 use crate::token::TokenKey;
 
 /// More than are loaded at a time.
@@ -148,6 +146,27 @@ fn what_is_too_old_at_an_assignment_is_given_up_and_does_not_run() {
             .collect();
         assert_eq!(letters, too_old);
         assert_eq!((open_offsets(&rig), rig.books().remainder()), (vec![], 0));
+    });
+}
+
+/// Below the commit point they exist nowhere else: all of them are dead-lettered, however many are loaded at a time.
+#[test]
+fn all_that_is_held_moves_with_its_partition() {
+    paused(async {
+        let script = Script::ok();
+        let mut rig = one_slot(&script, |_| {});
+        let now_ms = rig.clock.wall_ms();
+        let opened = (-MANY..0).map(|n| held(n, now_ms + HOUR_MS, now_ms, message(&format!("h{n}"))));
+        let opened = opened.collect();
+        prepared(&mut rig, opened).await;
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!(rig.account(Account::Held), MANY as u64);
+        let books = rig.drain(Duration::from_secs(1), true).await;
+        let moved: Vec<_> = (-MANY..0).map(|n| (n.to_string(), "moved".to_owned())).collect();
+        assert_eq!(rig.letterbox.reasons(), moved);
+        assert!(books.iter().all(|balance| balance.remainder() == 0), "{books:?}");
+        assert_eq!(script.offsets(), [0]);
     });
 }
 

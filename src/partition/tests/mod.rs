@@ -14,6 +14,7 @@ mod breaker;
 mod crashes;
 mod drains;
 mod everywhere;
+mod given;
 mod held;
 mod holds;
 mod journal;
@@ -23,6 +24,7 @@ mod many;
 mod outcomes;
 mod random;
 mod rebuilds;
+mod replies;
 mod review;
 mod schedules;
 mod window;
@@ -55,6 +57,7 @@ struct Script {
     calls: Arc<Mutex<Vec<(i64, u32)>>>,
     act: Arc<dyn Fn(i64, Call) -> Answer + Send + Sync>,
     probe: Option<Arc<dyn Fn(i64) -> Probe + Send + Sync>>,
+    reply: String,
 }
 
 impl Script {
@@ -63,6 +66,7 @@ impl Script {
             calls: Arc::default(),
             act: Arc::new(act),
             probe: None,
+            reply: String::new(),
         }
     }
 
@@ -73,6 +77,13 @@ impl Script {
     fn with_probe(self, probe: impl Fn(i64) -> Probe + Send + Sync + 'static) -> Self {
         Self {
             probe: Some(Arc::new(probe)),
+            ..self
+        }
+    }
+
+    fn replying(self, reply: &str) -> Self {
+        Self {
+            reply: reply.to_owned(),
             ..self
         }
     }
@@ -110,7 +121,8 @@ impl Callee for Script {
     ) -> impl Future<Output = Result<Reply, HandlerError>> + Send + 'static {
         self.calls.lock().unwrap().push((message, call.attempt));
         let answer = (self.act)(message, call);
-        async move { answer.await.map(|()| Reply::empty()) }
+        let reply = Reply::bytes(self.reply.clone());
+        async move { answer.await.map(|()| reply) }
     }
 
     fn has_probe(&self) -> bool {
@@ -152,6 +164,7 @@ fn rig_with(class: Class, script: &Script, change: impl FnOnce(&mut TopicPolicy)
     let factory = Arc::new(Typed {
         callee: Arc::new(script.clone()),
         terms,
+        outputs: Arc::default(),
     });
     Rig::new(
         "orders",

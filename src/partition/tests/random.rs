@@ -1,11 +1,13 @@
 //! Random schedules: both durability modes, every class, rotated tokens, every end of an attempt, kills, drains, revocations,
-//! losses, a dead-letter topic that is away, renewed windows, messages that are useless after a while, and an operator and a
-//! probe that know the truth.
+//! losses, a dead-letter topic that is away, renewed windows, messages that are useless after a while, outputs, and an operator
+//! and a probe that know the truth.
 //!
 //! The handler notes each effect at the moment it happens, so the judge needs nothing that the engine says: of each
 //! token at most one effect for a guarded class that is told the truth, no message without an outcome at the end, no attempt at
 //! what is useless, nothing useless that was applied, books that balance. A failure prints its seed; `SEED=<n>` runs that one alone, `SEEDS=<n>` that
 //! many.
+
+mod given;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +16,7 @@ use crate::clock::Clock;
 use crate::config::{AfterFailure, AfterHold, Durability, OnUseless, Renewal};
 use crate::message::Offset;
 use crate::outcome::{End, Reason};
+use crate::output::Output;
 
 /// Schedules of one run.
 const SEEDS: u64 = 150;
@@ -26,6 +29,12 @@ struct World {
     calm: bool,
     /// Effects by token key in words, such as `n3` and `o3`.
     effects: BTreeMap<String, u32>,
+    /// Offsets of which an attempt emitted an output and ended well, with its name.
+    emitted: BTreeSet<(i64, String)>,
+    /// Offsets of which an attempt ended well.
+    ended: BTreeSet<i64>,
+    /// Offsets that somebody else than a handler says are done.
+    told: BTreeSet<i64>,
     /// The keys of each offset.
     sent: Vec<Vec<String>>,
     /// What an attempt at each offset has applied.
@@ -92,7 +101,7 @@ impl World {
     }
 
     /// A handler is not called for what is useless: not by more than what a decoder and a begin take.
-    fn called(&mut self, offset: i64, call: Call) {
+    fn called(&mut self, offset: i64, call: &Call) {
         let (Some(clock), Some(max_age)) = (&self.clock, self.max_age) else {
             return;
         };
@@ -103,6 +112,13 @@ impl World {
                 "{offset} was called, {age_ms} ms old, and useless after {max_age:?}"
             ));
         }
+    }
+
+    fn emit(&mut self, offset: i64, call: &Call) {
+        let name = format!("attempt-{}", call.attempt);
+        call.emit(&name, Output::to("outputs")).unwrap();
+        self.say(format!("{offset} emits {name}"));
+        self.emitted.insert((offset, name));
     }
 
     fn is_applied(&self, offset: i64) -> bool {
@@ -117,7 +133,7 @@ fn script(world: &Shared) -> Script {
     Script::new(move |offset, call| {
         let mut world = of_handler.lock().unwrap();
         world.say(format!("call {offset} attempt {}", call.attempt));
-        world.called(offset, call);
+        world.called(offset, &call);
         world.in_turn(offset);
         let pick = if world.calm { 0 } else { world.random.u8(0..12) };
         if matches!(pick, 7..=11) {
@@ -126,12 +142,17 @@ fn script(world: &Shared) -> Script {
         match pick {
             0..=4 => {
                 world.apply(offset);
+                if offset % 2 == 0 {
+                    world.emit(offset, &call);
+                }
+                world.ended.insert(offset);
                 ok()
             }
             5 => Box::pin(async { Err(HandlerError::not_applied("busy")) }),
             6 => reject(),
             7 => {
                 world.apply(offset);
+                call.emit("of a failed attempt", Output::to("outputs")).unwrap();
                 who_knows()
             }
             8 => who_knows(),
@@ -148,6 +169,11 @@ fn script(world: &Shared) -> Script {
                     wait(time).await;
                     world.lock().unwrap().apply(offset);
                     wait(time).await;
+                    let mut world = world.lock().unwrap();
+                    if offset % 2 == 0 {
+                        world.emit(offset, &call);
+                    }
+                    world.ended.insert(offset);
                     Ok(())
                 })
             }
@@ -226,9 +252,14 @@ impl Campaign {
                     Verdict::Run
                 };
                 self.note(&format!("verdict {verdict:?} on {offset}"));
+                let mut world = self.world.lock().unwrap();
                 if verdict == Verdict::Run {
-                    self.world.lock().unwrap().ordered.insert(offset);
+                    world.ordered.insert(offset);
                 }
+                if verdict == Verdict::Done {
+                    world.told.insert(offset);
+                }
+                drop(world);
                 resolve(&mut self.rig, offset, verdict);
                 // What follows depends on this one: the next is decided after it.
                 return;
@@ -315,6 +346,10 @@ impl Campaign {
                 assert!(*effects <= 1, "token {key} had {effects} effects");
             }
         }
+        self.judge_outputs(&world);
+        if self.rig.policy.receipts.topic.is_some() {
+            self.judge_receipts(&world);
+        }
         assert_eq!(world.wrong, [""; 0]);
         let letters = self.rig.letterbox.reasons();
         let of_letters = letters.iter().filter(|(_, reason)| reason == "useless");
@@ -366,6 +401,8 @@ impl Campaign {
     }
 }
 
+type Headers = Vec<(String, Option<Bytes>)>;
+
 async fn campaign(seed: u64, world: Shared) {
     let mut random = fastrand::Rng::with_seed(seed);
     let class = [
@@ -384,8 +421,9 @@ async fn campaign(seed: u64, world: Shared) {
     if random.bool() {
         let of_probe = Arc::clone(&world);
         script = script.with_probe(move |offset| {
-            let world = of_probe.lock().unwrap();
+            let mut world = of_probe.lock().unwrap();
             if world.is_applied(offset) {
+                world.told.insert(offset);
                 Probe::done(())
             } else {
                 Probe::NotDone
@@ -409,10 +447,12 @@ async fn campaign(seed: u64, world: Shared) {
         .bool()
         .then(|| Duration::from_millis(random.u64(100..3_000)));
     let then = [OnUseless::DeadLetter, OnUseless::Skip][random.usize(0..2)];
+    let is_told = random.bool();
     let mut rig = rig_with(class, &script, |policy| {
         policy.renewal = renewal;
         policy.max_age.after = max_age;
         policy.max_age.then = then;
+        policy.receipts.topic = is_told.then(|| "receipts".into());
         policy.retry.in_place.attempts = in_place;
         policy.retry.overall.attempts = overall;
         policy.retry.overall.first = Duration::from_millis(100);
@@ -438,6 +478,10 @@ async fn campaign(seed: u64, world: Shared) {
     }
     rig.limits.in_flight = random.usize(4..64);
     rig.sync = Duration::from_millis([0, 1, 7, 60][random.usize(0..4)]);
+    if rig.durability == Durability::Replicated {
+        // Its fence is durable before it is served, and here nobody waits for that.
+        rig.sync = Duration::ZERO;
+    }
     let clock = rig.clock.clone();
     let terms = format!(
         "{durability} {class} {concurrency} renewal {renewal}, useless after {max_age:?}: {then}, begun_ahead {begun_ahead}, after a failure {after_failure:?}, {in_place} attempts in place of {overall}, after a hold {after_hold:?}, after a doubt {after_doubt:?}, a breaker over {over} for {open_for:?}, {retries} % retries, a sync takes {:?}, {:?}",

@@ -192,6 +192,7 @@ fn a_partition_that_panics_stops_the_consumer() {
             Arc::new(Typed {
                 callee: Arc::new(script.clone()),
                 terms: TERMS,
+                outputs: Arc::default(),
             }),
         );
         rig.send(0, message("a"));

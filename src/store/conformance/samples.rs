@@ -133,6 +133,7 @@ pub(super) fn every_open() -> Vec<Open> {
             end: End::Failed(Reason::Rejected),
             message: message.clone(),
             error: "no such customer".into(),
+            outputs: Vec::new(),
         },
     ];
     let open = stages.into_iter().zip(1u8..).map(|(stage, number)| Open {

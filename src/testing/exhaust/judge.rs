@@ -47,6 +47,12 @@ pub(super) fn wrong(reference: &Ran, ran: &Ran, nothing_held: bool) -> Option<Wr
         let (effect, times) = (effect.clone(), *times);
         return Some(Wrong::Repeated { effect, times });
     }
+    let outputs = |ran: &Ran| -> BTreeMap<Effect, Sent> { ran.outputs.iter().cloned().collect() };
+    let (due, sent) = (outputs(reference), outputs(ran));
+    if let Some(effect) = sent.keys().find(|effect| !due.contains_key(*effect)) {
+        let effect = effect.clone();
+        return Some(Wrong::OneTooMany { effect });
+    }
     if let Some(effect) = found.keys().find(|effect| !expected.contains(*effect)) {
         let effect = effect.clone();
         return Some(Wrong::OneTooMany { effect });
@@ -62,6 +68,11 @@ pub(super) fn wrong(reference: &Ran, ran: &Ran, nothing_held: bool) -> Option<Wr
         .iter()
         .find(|effect| !found.contains_key(*effect) && !is_excused(effect))
     {
+        let effect = effect.clone();
+        return Some(Wrong::Lost { effect });
+    }
+    let is_due = |(effect, of): &(&Effect, &Sent)| !sent.contains_key(*effect) && !held.contains(*of);
+    if let Some((effect, _)) = due.iter().find(is_due) {
         let effect = effect.clone();
         return Some(Wrong::Lost { effect });
     }

@@ -144,7 +144,7 @@ pub(crate) fn open(bytes: &[u8]) -> Open {
     let stage = match cursor.state() {
         8 => Stage::Begun,
         9 => Stage::Held,
-        10 => Stage::Settling,
+        10 | 11 => Stage::Settling,
         other => panic!("state {other} is not open"),
     };
     let offset = cursor.signed();
