@@ -9,8 +9,8 @@ pub struct Outputs {
     /// The topics that the handler emits to. Each is looked for at start, and asked whether the largest output fits.
     ///
     /// Default: `[]`: any topic but a changelog, and none is looked for at start; one that is missing then stops its partition at
-    /// the first output. Where some are named, an output to another is an error in the handler. Metric:
-    /// `hapax_given_back_total`.
+    /// the first output, in replicated mode the consumer. Where some are named, an output to another is an error in the handler.
+    /// Metric: `hapax_given_back_total`.
     pub topics: Vec<String>,
     /// The most messages that one attempt may emit.
     ///

@@ -72,7 +72,7 @@ use crate::token::TokenKey;
 use crate::window::{PartitionTime, Window};
 use hold::{Blocked, Loads, Name};
 pub(crate) use life::is_renewed;
-use record::Unsent;
+use record::{Submitted, Unsent};
 use resting::Rests;
 pub(crate) use resting::{Found, find};
 pub(crate) use starts::Starts;
@@ -91,15 +91,6 @@ enum Who {
     Works(Vec<(WorkId, usize)>),
     /// Acts of the order under way, by their place in it.
     Order(Vec<(usize, usize)>),
-}
-
-/// One group handed to the journal.
-struct Submitted {
-    number: u64,
-    at: Instant,
-    ids: Vec<WorkId>,
-    /// The commit point that may be committed once this group is durable.
-    point: Option<CommitPoint>,
 }
 
 /// Groups of one partition on their way to the disk at once: while one becomes durable, the next collects.

@@ -8,10 +8,10 @@
 use futures_util::FutureExt as _;
 
 use super::work::{Holder, OpenId, Origin, Phase, Resting, RestingState, WorkId};
-use super::{Partition, Stop, Submitted};
+use super::{Partition, Stop};
 use crate::accounts::Account;
 use crate::broker::{self, Letter};
-use crate::clock;
+use crate::clock::{self, Instant};
 use crate::dead_letter::{self, Lineage};
 use crate::ledger::CommitPoint;
 use crate::message::Kept;
@@ -468,6 +468,15 @@ impl Partition {
             written_ms: self.wiring.clock.wall_ms(),
         });
     }
+}
+
+/// One group handed to the journal.
+pub(super) struct Submitted {
+    pub(super) number: u64,
+    pub(super) at: Instant,
+    pub(super) ids: Vec<WorkId>,
+    /// The commit point that may be committed once this group is durable.
+    pub(super) point: Option<CommitPoint>,
 }
 
 /// What was not acknowledged of what was sent together.
