@@ -84,11 +84,12 @@ fn send(signal: &str) {
 ///
 /// - `drain`: a revoked partition is neither drained nor fenced before it is given away
 /// - `fence`: the journal writes what belongs to an assignment that is over
+/// - `key`: a later message of a key does not wait for one that is held
 /// - `offsets`: a transaction carries offsets only where a commit point moved
 /// - `slots`: everything that is ready is begun
 /// - `target`: a changelog is read to the last stable offset
 /// - `time`: partition time is not restored
-pub const RULES: &[&str] = &["drain", "fence", "offsets", "slots", "target", "time"];
+pub const RULES: &[&str] = &["drain", "fence", "key", "offsets", "slots", "target", "time"];
 
 /// Whether a protecting rule is switched off.
 #[cfg(not(feature = "testing"))]

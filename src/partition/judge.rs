@@ -65,7 +65,8 @@ impl Partition {
                 return;
             }
             // `enter` gave it all of its keys where it met no record, and only its own end takes them away.
-            if !met_a_record || self.claim(id, &keys).is_none() {
+            let is_its_own = !met_a_record || self.claim(id, &keys).is_none();
+            if is_its_own || self.was_suppressed(id, &closed, &keys) {
                 self.meets_closed(id, &closed, Some(hits));
                 return;
             }
@@ -105,6 +106,30 @@ impl Partition {
         hits.iter()
             .max_by_key(|hit| rank(&hit.closed))
             .map(|hit| hit.closed.clone())
+    }
+
+    /// Whether it was passed over as a duplicate before the record that it meets was opened: by a later message of its token, for
+    /// which that outcome was past. It comes again, and is what it was.
+    fn was_suppressed(&self, id: WorkId, closed: &Closed, keys: &Keys) -> bool {
+        let Some(work) = self.works.get(id) else {
+            return false;
+        };
+        let is_later = |key: &TokenKey| match self.index.get(key) {
+            Some(Holder::Resting(open)) => {
+                let resting = self.resting.get(open);
+                resting.is_some_and(|resting| resting.offset > work.offset())
+            }
+            _ => false,
+        };
+        let suppresses = match &closed.end {
+            End::Done(_) => true,
+            End::Failed(reason) => !self.runs_after(*reason),
+            End::Invalidated(_) | End::Forgotten => false,
+        };
+        let commit_point = self.ledger.commit_point().next;
+        suppresses
+            && self.counts(work.judged_ms, closed, commit_point)
+            && keys.as_slice().iter().all(is_later)
     }
 
     /// Closed at its own offset, or (after a run by `after_failure`) at a higher one: this delivery was decided before.

@@ -384,3 +384,29 @@ fn a_key_stays_held_up_when_the_process_dies_in_a_held_retry() {
         }
     });
 }
+
+/// Two of one key are in doubt, which releases it; then the topic says that doubt holds it up. Each of them does.
+#[test]
+fn a_key_is_free_when_everyone_who_held_it_up_has_ended() {
+    paused(async {
+        let script = Script::new(|offset, _| if offset < 2 { who_knows() } else { ok() });
+        let mut rig = patient(Class::NonIdempotent, &script, |_| {});
+        rig.send(0, message("a"));
+        rig.send(0, message("b"));
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        rig.stop().await;
+        rig.policy.after_doubt = AfterHold::BlockKey;
+        rig.send(0, message("c"));
+        for decided in [0, 1] {
+            rig.start().await.unwrap();
+            rig.run_for(A_WHILE).await;
+            assert_eq!(script.offsets(), [0, 1], "{decided} is not decided");
+            rig.stop().await;
+            resolve(&mut rig, decided, Verdict::Done);
+        }
+        rig.start().await.unwrap();
+        rig.run_for(A_WHILE).await;
+        assert_eq!((script.offsets(), open_offsets(&rig)), (vec![0, 1, 2], vec![]));
+    });
+}

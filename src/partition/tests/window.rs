@@ -1,6 +1,7 @@
 //! The window in log time, its floor, and the clock.
 
 use super::*;
+use crate::config::Durability;
 
 /// Inv 6, the window's end from both sides, in log time.
 #[test]
@@ -221,4 +222,35 @@ async fn window_campaign(seed: u64) {
         "SEED={seed}, {class}, a window of {window_ms} ms"
     );
     assert_eq!(rig.books().remainder(), 0, "SEED={seed}");
+}
+
+/// 2 is a duplicate of 0; 3 comes after the window, and is begun when the process dies. 1 has kept the commit point back, so 2 comes
+/// again, and meets the record of 3: that is not about it.
+#[test]
+fn a_duplicate_that_comes_again_is_no_part_of_what_a_later_message_has_begun() {
+    paused(async {
+        for durability in [Durability::Local, Durability::Replicated] {
+            let script = Script::new(|offset, _| if offset == 0 { ok() } else { never() });
+            let mut rig = rig_with(Class::NonIdempotent, &script, |policy| {
+                policy.concurrency = Concurrency::unordered(8);
+                policy.deadline = Duration::from_secs(3_600);
+            });
+            rig.durability = durability;
+            rig.max_clock_jump = Duration::from_secs(7_200);
+            for (token, after_ms) in [("t", 0), ("slow", 1), ("t", HOUR_MS / 2), ("t", 2 * HOUR_MS)] {
+                rig.send(0, stamped(token, after_ms));
+            }
+            rig.start().await.unwrap();
+            rig.run_for(A_WHILE).await;
+            assert_eq!(script.offsets(), [0, 1, 3], "{durability}");
+            rig.crash();
+            rig.start().await.unwrap();
+            rig.run_for(A_WHILE).await;
+            let accounts = [Account::Duplicate, Account::Held].map(|account| rig.account(account));
+            assert_eq!(accounts, [1, 2], "{durability}");
+            let mut open = open_offsets(&rig);
+            open.sort_unstable();
+            assert_eq!(open, [1, 3], "{durability}");
+        }
+    });
 }

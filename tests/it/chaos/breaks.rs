@@ -9,6 +9,7 @@ use super::{Settings, run};
 const BREAKS: &[(&str, &[Rule])] = &[
     ("drain", &[Rule::StaleWrite]),
     ("fence", &[Rule::StaleWrite]),
+    ("key", &[Rule::KeyOrder]),
     ("offsets", &[Rule::StaleWrite, Rule::TwoOutcomes]),
     ("slots", &[Rule::TooManyBegun]),
     ("target", &[Rule::TwoOutcomes, Rule::StaleWrite]),

@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hapax::config::{Listen, Standby};
+use hapax::config::{Listen, Share, Standby};
 use hapax::{Bytes, Class, Consumer, Context, HandlerError, Probe, Topic, Window};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
@@ -89,9 +89,19 @@ async fn wait(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
+/// Whether what it calls is away: for four of five calls, while it flaps.
+fn is_away(cx: &Cx) -> bool {
+    let pick = u32::from(cx.token().0[1]) + 7 * cx.attempt();
+    world::flapping(&cx.state().world).exists() && !pick.is_multiple_of(5)
+}
+
 async fn handle(payload: Bytes, cx: Cx) -> Result<(), HandlerError> {
     let act = Act::of(&payload);
     note(&cx, Kind::Begin);
+    if is_away(&cx) {
+        note(&cx, Kind::Refused);
+        return Err(HandlerError::not_applied("what it calls is away"));
+    }
     if let Act::Wait(ms) = act {
         wait(Duration::from_millis(ms)).await;
     }
@@ -169,6 +179,8 @@ fn topic(spec: &Spec, terms: Terms) -> Topic<hapax::handler::Undecoded, Of> {
         .retry_overall(ATTEMPTS_MAX, Duration::from_secs(600))
         .backoff(Duration::from_millis(5), Duration::from_millis(40))
         .backoff_overall(Duration::from_millis(200), Duration::from_secs(1))
+        // Small enough to open within a flap, and to close soon after it.
+        .breaker(Share::percent(50), 40, Duration::from_millis(800))
         .deadline(Duration::from_secs(3));
     if terms.probe {
         topic = topic

@@ -10,6 +10,7 @@ use super::cluster::Cluster;
 use super::disk;
 use super::plan::{Disk, Fault, MEMBERS};
 use super::process::{Ended, Guard, Process};
+use super::world;
 use crate::checker::Books;
 
 /// An orderly end takes its drain, and a transaction at most.
@@ -64,6 +65,8 @@ pub(crate) struct Fleet<'a> {
     lives: BTreeMap<u32, Life>,
     rolling: VecDeque<usize>,
     restarting: Option<JoinHandle<()>>,
+    /// Until when what the handlers call is away.
+    flaps_until: Option<Instant>,
     guard: Guard,
     /// Faults that took effect.
     pub(crate) faults: usize,
@@ -87,6 +90,7 @@ impl<'a> Fleet<'a> {
             lives: BTreeMap::new(),
             rolling: VecDeque::new(),
             restarting: None,
+            flaps_until: None,
             guard: Guard::start(dir),
             faults: 0,
         };
@@ -196,6 +200,11 @@ impl<'a> Fleet<'a> {
                     self.leave(0, 0);
                 }
             }
+            Fault::Flap { for_ms } => {
+                std::fs::write(self.flapping(), "").unwrap();
+                self.flaps_until = Some(Instant::now() + Duration::from_millis(for_ms));
+                self.faults += 1;
+            }
             Fault::Broker {
                 broker,
                 kill,
@@ -208,6 +217,17 @@ impl<'a> Fleet<'a> {
                     self.faults += 1;
                 }
             }
+        }
+    }
+
+    /// While this is there, handlers find that what they call is away.
+    fn flapping(&self) -> PathBuf {
+        world::flapping(&self.dir.join("world"))
+    }
+
+    fn end_flapping(&mut self) {
+        if self.flaps_until.take().is_some() {
+            std::fs::remove_file(self.flapping()).unwrap();
         }
     }
 
@@ -243,6 +263,9 @@ impl<'a> Fleet<'a> {
     pub(crate) fn tick(&mut self) {
         if self.restarting.as_ref().is_some_and(JoinHandle::is_finished) {
             self.restarting.take().unwrap().join().unwrap();
+        }
+        if self.flaps_until.is_some_and(|until| until <= Instant::now()) {
+            self.end_flapping();
         }
         for member in 0..MEMBERS {
             let now = Instant::now();
@@ -325,6 +348,7 @@ impl<'a> Fleet<'a> {
     /// No more faults: good network, everybody up and awake, no broker away.
     pub(crate) fn recover(&mut self) {
         self.rolling.clear();
+        self.end_flapping();
         for member in 0..MEMBERS {
             self.cluster.heal(member);
             let slot = &mut self.slots[member];
@@ -356,6 +380,13 @@ impl<'a> Fleet<'a> {
             std::thread::sleep(Duration::from_millis(20));
         }
         true
+    }
+
+    /// How often a breaker has opened, in all lives together: each says so when it does.
+    pub(crate) fn breakers_opened(&self) -> usize {
+        let logs = self.lives.keys().map(|life| self.dir.join(format!("log-{life}")));
+        let said = logs.map(|log| std::fs::read_to_string(log).unwrap_or_default());
+        said.map(|said| said.matches("the breaker opens").count()).sum()
     }
 
     /// What every member said last, for whoever reads a failed test.

@@ -145,6 +145,7 @@ pub(crate) fn run(settings: &Settings) -> Option<Outcome> {
     if !fleet.stop() {
         stuck.push(format!("not every member ended\n{}", fleet.last_words()));
     }
+    println!("chaos: breakers opened {} times", fleet.breakers_opened());
     let evidence = evidence(&client, dir.path(), &run, tail.stop(), fleet.lives(), stuck);
     println!("{}", judge::summary(&evidence));
     let outcome = Outcome {

@@ -76,6 +76,8 @@ pub(crate) enum Fault {
     Net { member: usize, net: Net, for_ms: u64 },
     /// Every member in turn, in order.
     Rolling,
+    /// What the handlers call is away for so many milliseconds, for most of them.
+    Flap { for_ms: u64 },
     /// A broker crashes, or ends in order, and comes back.
     Broker { broker: usize, kill: bool, down_ms: u64 },
 }
@@ -148,7 +150,21 @@ pub(crate) fn faults(seed: u64, length_ms: u64, brokers: usize) -> Vec<Planned> 
         }
         at += random.u64(700..3_500);
     }
+    planned.extend(flaps(seed, length_ms));
     planned.sort_by_key(|(at, _)| *at);
+    planned
+}
+
+/// Long enough for a breaker to open, and to close again before the next one: made apart, so that what else a seed does stays.
+fn flaps(seed: u64, length_ms: u64) -> Vec<Planned> {
+    let mut random = fastrand::Rng::with_seed(seed ^ 0x666c_6170);
+    let mut planned = Vec::new();
+    let mut at = random.u64(1_500..5_000);
+    while at < length_ms {
+        let for_ms = random.u64(1_500..5_000);
+        planned.push((at, Fault::Flap { for_ms }));
+        at += for_ms + random.u64(4_000..15_000);
+    }
     planned
 }
 
@@ -282,6 +298,7 @@ fn every_kind_of_fault_comes_up_within_some_minutes() {
         |f| matches!(f, Fault::FreezeAt { for_ms, .. } if (SESSION_MS..TRANSACTION_MS).contains(for_ms))
     ));
     assert!(has(|f| matches!(f, Fault::KillAt { .. })) && has(|f| matches!(f, Fault::Leave { .. })));
+    assert!(has(|f| matches!(f, Fault::Flap { .. })));
     assert!(has(|f| matches!(f, Fault::Rolling)) && has(|f| matches!(f, Fault::Broker { .. })));
     let nets: [fn(&Net) -> bool; 3] = [
         |net| matches!(net, Net::Delay(_)),

@@ -168,6 +168,11 @@ impl fmt::Display for Line {
     }
 }
 
+/// While this file is there, most of what handlers call is away.
+pub(crate) fn flapping(dir: &Path) -> PathBuf {
+    dir.join("flapping")
+}
+
 /// The file of a partition.
 pub(crate) fn file(dir: &Path, topic: &str, partition: i32) -> PathBuf {
     dir.join(format!("{topic}-{partition}"))

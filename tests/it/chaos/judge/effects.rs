@@ -12,6 +12,9 @@ use crate::checker::token::{self, Key};
 pub(super) fn check(part: &Part<'_>, replayed: &Replayed, findings: &mut Findings) {
     if part.of.terms.is_guarded() {
         guarded(part, replayed, findings);
+        if part.of.terms.by_key {
+            keys_are_in_order(part, findings);
+        }
     }
     child_tokens(part, findings);
     one_message_runs(part, findings);
@@ -69,6 +72,47 @@ fn guarded(part: &Part<'_>, replayed: &Replayed, findings: &mut Findings) {
             // The attempt itself says that it has done nothing; or the resource does.
             Kind::Refused | Kind::Stale | Kind::ProbeNotDone => of.in_doubt = None,
             _ => {}
+        }
+    }
+}
+
+/// Every attempt at a message of a key comes before the first attempt at a later one: whether it waits in place, is held for a
+/// retry, or its partition moves. So whatever takes effect takes effect in order.
+///
+/// Asked of classes that are begun: any other starts the next message before it is durable that the one before has ended, and
+/// runs that again after a kill. Not asked of what has no key, nor of what is sent again: that waits for the outcome of its token,
+/// and may have to run after all; nor of whoever stood still at the start of a handler while its partition went on elsewhere.
+fn keys_are_in_order(part: &Part<'_>, findings: &mut Findings) {
+    let mut first: BTreeMap<Key, i64> = BTreeMap::new();
+    for (offset, [token, _]) in &part.names {
+        first.entry(*token).or_insert(*offset);
+    }
+    let is_first = |offset: i64| {
+        let names = part.names.get(&offset);
+        names.is_some_and(|[token, _]| first.get(token) == Some(&offset))
+    };
+    let mut highest = 0;
+    // The latest message of each key that was begun.
+    let mut begun: BTreeMap<&[u8], &Line> = BTreeMap::new();
+    for line in part.lines {
+        let is_late = line.fence < highest && part.is_disturbed(line);
+        highest = highest.max(line.fence);
+        let message = part.messages.get(&line.offset);
+        let Some(key) = message.and_then(|message| message.key.as_deref()) else {
+            continue;
+        };
+        if line.kind != Kind::Begin || is_late || !is_first(line.offset) {
+            continue;
+        }
+        match begun.get(key) {
+            Some(later) if later.offset > line.offset => {
+                let key = String::from_utf8_lossy(key);
+                let what = format!("{later}\n    and then {line}, which comes before it in key {key}");
+                findings.add(Rule::KeyOrder, what);
+            }
+            _ => {
+                begun.insert(key, line);
+            }
         }
     }
 }

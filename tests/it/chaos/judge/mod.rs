@@ -57,6 +57,8 @@ pub(crate) enum Rule {
     TwoOutcomes,
     /// Two messages of one token ran within one window.
     DuplicateRan,
+    /// A message ran again, or for the first time, after a later one of its key had run.
+    KeyOrder,
     /// A guarded effect happened twice.
     RepeatedEffect,
     /// A guarded handler was started again while nobody had ruled its earlier attempt out.

@@ -40,7 +40,7 @@ fn input() -> Vec<Message> {
             partition: 0,
             offset: offset as i64,
             timestamp_ms: Some(at_ms),
-            key: None,
+            key: Some(b"k".to_vec()),
             payload: Some(format!("{token} succeed").into_bytes()),
             headers: vec![
                 header(SENT_MS, at_ms.to_string()),
@@ -340,6 +340,18 @@ const FAULTS: &[(&str, Rule, Plant)] = &[
         let ran = small.line(1, 2, Kind::Begin);
         small.lines().push(ran);
     }),
+    ("a key runs out of its order", Rule::KeyOrder, |small| {
+        let later = small.line(1, 3, Kind::Begin);
+        small.lines().insert(3, later);
+    }),
+    (
+        "a key runs out of its order where a partition moves",
+        Rule::KeyOrder,
+        |small| {
+            let again = small.line(2, 1, Kind::Begin);
+            small.lines().push(again);
+        },
+    ),
     ("an effect happens twice", Rule::RepeatedEffect, |small| {
         let again = small.line(1, 0, Kind::Post);
         small.lines().push(again);
