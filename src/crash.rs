@@ -18,6 +18,7 @@ pub const POINTS: &[&str] = &[
     "at-shutdown",
     "before-transaction",
     "in-transaction",
+    "outputs-in-transaction",
     "before-offsets",
     "before-commit-transaction",
     "after-transaction",

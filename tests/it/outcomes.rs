@@ -221,7 +221,7 @@ async fn outputs_that_a_kill_cut_off_are_sent_again_and_nothing_of_them_runs_aga
 async fn outputs_are_seen_exactly_with_their_outcome_replicated() {
     let Some(broker) = kafka::broker() else { return };
     for point in [
-        "in-transaction:3",
+        "outputs-in-transaction:3",
         "before-commit-transaction:3",
         "after-transaction:3",
     ] {
@@ -232,9 +232,9 @@ async fn outputs_are_seen_exactly_with_their_outcome_replicated() {
         let repeated: Vec<_> = outputs.iter().filter(|(_, found)| found.len() > 1).collect();
         assert!(repeated.is_empty(), "{point}: {repeated:?}");
         let ran_again = orders.calls().values().filter(|calls| **calls > 1).count();
-        match point {
-            "after-transaction:3" => {}
-            _ => assert!(ran_again > 0, "{point}: the kill cut nothing off"),
+        // Of the others nobody knows whether their third transaction had an outcome.
+        if point.starts_with("outputs") {
+            assert!(ran_again > 0, "{point}: the kill cut nothing off");
         }
     }
 }

@@ -125,6 +125,9 @@ impl KafkaTransactions {
             send_letter(producer, letter, transaction, deadline)?;
         }
         crate::crash::point("in-transaction");
+        if !group.letters.is_empty() {
+            crate::crash::point("outputs-in-transaction");
+        }
         let written = wait(producer, deadline)?;
         self.goes_on(&written)?;
         crate::crash::point("before-offsets");
