@@ -8,6 +8,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use hashbrown::HashMap;
+
 use crate::act::Said;
 use crate::message::Offset;
 use crate::outcome::{HeldFor, Open, Stage, Verdict};
@@ -117,29 +119,33 @@ pub(crate) fn list_some(
         let Some(topic) = names.get(&id.topic).filter(|_| is_asked(id)) else {
             continue;
         };
-        let open = store.load(id)?.open;
-        for record in &open {
-            entries.push(entry(topic, id, record, &open));
+        // A million messages may be held: their bytes are not in memory at once.
+        let mut own = Vec::new();
+        store.visit(id, &mut |open| own.push(entry(topic, id, &open)))?;
+        // Who has a token open may have the higher offset (`partition/restore.rs`).
+        let first_of: HashMap<TokenKey, Offset> = own
+            .iter()
+            .filter(|entry| !matches!(entry.state, State::Behind(_)))
+            .flat_map(|entry| entry.keys.iter().map(|key| (*key, entry.offset)))
+            .collect();
+        for entry in &mut own {
+            if let State::Behind(first) = &mut entry.state {
+                *first = entry.keys.iter().find_map(|key| first_of.get(key).copied());
+            }
         }
+        entries.append(&mut own);
     }
     entries.sort_by(|a, b| (&a.topic, a.id, a.offset).cmp(&(&b.topic, b.id, b.offset)));
     Ok(entries)
 }
 
-fn entry(topic: &str, id: PartitionId, open: &Open, all: &[Open]) -> Entry {
+fn entry(topic: &str, id: PartitionId, open: &Open) -> Entry {
     let (state, verdict) = match &open.stage {
         Stage::Begun { .. } => (State::Begun, None),
         Stage::Settling { .. } => (State::Settling, None),
         Stage::Held { why, verdict, .. } => match why {
             HeldFor::InDoubt => (State::InDoubt, *verdict),
-            HeldFor::Token => {
-                // It may have the higher offset (`partition/restore.rs`).
-                let first = all
-                    .iter()
-                    .filter(|first| !first.is_behind_its_token())
-                    .find(|first| first.keys.iter().any(|key| open.keys.contains(key)));
-                (State::Behind(first.map(|first| first.offset)), *verdict)
-            }
+            HeldFor::Token => (State::Behind(None), *verdict),
             HeldFor::Retry { due_ms, .. } => (State::Retry(*due_ms), *verdict),
             HeldFor::Key => (State::BehindKey, *verdict),
         },

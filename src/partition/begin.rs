@@ -341,8 +341,10 @@ impl Partition {
             return;
         }
         work.phase = Phase::Ready;
-        if work.origin == Origin::Restored {
-            // Its record is the only copy of the message.
+        // This one did not happen; those before it are counted.
+        work.attempts = work.attempts.saturating_sub(1);
+        if work.origin == Origin::Restored || work.attempts > 0 {
+            // Held, its record is the only copy of the message.
             self.write_begun(id, true);
         } else if let Some(name) = work.open_at.take() {
             self.changes.removed.push(name);

@@ -148,3 +148,29 @@ fn what_ends_after_the_budget_does_not_move_the_commit_point_past_what_was_left_
         assert_eq!(open_offsets(&rig), [2]);
     });
 }
+
+/// A drain at any moment of a retry: what was begun again and did not start is un-begun, and the attempt before it stays
+/// counted.
+#[test]
+fn attempts_are_counted_across_a_drain_that_catches_a_retry() {
+    paused(async {
+        let mut caught = 0;
+        for pause in 0..40 {
+            let script = Script::new(|_, call| match call.attempt {
+                1 => Box::pin(async { Err(HandlerError::not_applied("away")) }),
+                _ => ok(),
+            });
+            let mut rig = rig(Class::NonIdempotent, &script);
+            rig.sync = Duration::from_millis(50);
+            rig.send(0, message("a"));
+            rig.start().await.unwrap();
+            rig.run_for(Duration::from_millis(10 * pause)).await;
+            rig.stop().await;
+            caught += usize::from(script.calls() == [(0, 1)]);
+            rig.start().await.unwrap();
+            rig.run_for(2 * A_WHILE).await;
+            assert_eq!(script.calls(), [(0, 1), (0, 2)], "after {pause}");
+        }
+        assert!(caught > 0, "no drain came between the two");
+    });
+}
