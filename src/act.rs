@@ -62,7 +62,13 @@ pub(crate) fn letter(topic: &str, entry: &AuditEntry) -> Letter {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Act {
     /// What became of a message that is held.
-    Resolve { offset: Offset, verdict: Verdict },
+    Resolve {
+        offset: Offset,
+        verdict: Verdict,
+        /// Attempts at it that whoever decides knows of: what became of a later one they do not know. `None` where they do
+        /// not say.
+        attempts: Option<u32>,
+    },
     /// Later messages of that token are dead-lettered, with the operator's reason.
     Invalidate { token: TokenKey },
     /// The next message of that token runs.

@@ -41,6 +41,7 @@ pub(super) async fn resolve(State(office): State<Arc<Office>>, body: Bytes) -> R
             let acts = vec![Act::Resolve {
                 offset: Offset(offset),
                 verdict,
+                attempts: which.attempts,
             }];
             let topic = topic.clone();
             (vec![Part { topic, id, acts }], false)
@@ -104,6 +105,8 @@ async fn chosen(
         part.acts.push(Act::Resolve {
             offset: entry.offset,
             verdict,
+            // As they were when they were listed.
+            attempts: Some(entry.attempts),
         });
     }
     Ok((parts.into_values().collect(), more))

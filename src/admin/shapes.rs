@@ -23,6 +23,9 @@ pub(crate) struct Which {
     /// One message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) offset: Option<i64>,
+    /// So many attempts at that message are known: it is refused where it has had others since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) attempts: Option<u32>,
     /// One token: 32 hex digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) token: Option<String>,

@@ -41,6 +41,9 @@ pub(super) struct Args {
     /// The message's offset.
     #[arg(long, value_name = "N", requires = "topic")]
     offset: Option<i64>,
+    /// Refuse where it has had another number of attempts than `hapax held` showed: what became of a later one is not known.
+    #[arg(long, value_name = "N", requires = "offset", conflicts_with = "state_dir")]
+    attempts: Option<u32>,
     /// The message's token, as `hapax held` prints it: 32 hex digits.
     #[arg(long, value_name = "HEX", value_parser = token)]
     token: Option<TokenKey>,
@@ -113,6 +116,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         topic: args.topic.clone().or_else(|| args.of_topic.clone()),
         partition: args.partition,
         offset: args.offset,
+        attempts: args.attempts,
         token: args.token.map(|token| token.to_string()),
         state: match args.all_in_doubt {
             true => Some(State::InDoubt.name().to_owned()),

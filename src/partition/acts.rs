@@ -75,7 +75,11 @@ impl Partition {
         let (mut found, mut asked, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         for (index, act) in acts.iter().enumerate() {
             answers.push(match act {
-                Act::Resolve { offset, verdict } => match self.may_resolve(&at_rest, *offset) {
+                Act::Resolve {
+                    offset,
+                    verdict,
+                    attempts,
+                } => match self.may_resolve(&at_rest, *offset, *attempts) {
                     Err(refused) => Some(refused),
                     Ok(_) if dry_run => Some(Answer::Done(will(*verdict).to_owned())),
                     Ok((id, name)) => {
@@ -137,6 +141,7 @@ impl Partition {
         &self,
         at_rest: &HashMap<Offset, OpenId>,
         offset: Offset,
+        known: Option<u32>,
     ) -> Result<(OpenId, Name), Answer> {
         let refused = |why: String| Err(Answer::Refused(why));
         let Some((id, resting)) = at_rest
@@ -159,6 +164,12 @@ impl Partition {
                 ),
             };
         };
+        if let Some(known) = known.filter(|known| *known != resting.attempts) {
+            return refused(format!(
+                "it has had {} attempts, and the verdict is about {known}: look what became of it since",
+                resting.attempts
+            ));
+        }
         match resting.state {
             RestingState::Held(HeldFor::InDoubt | HeldFor::Retry { .. } | HeldFor::Key) => {
                 Ok((id, resting.name()))

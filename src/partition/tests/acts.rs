@@ -38,6 +38,7 @@ const fn resolved(offset: i64, verdict: Verdict) -> Act {
     Act::Resolve {
         offset: Offset(offset),
         verdict,
+        attempts: None,
     }
 }
 
@@ -171,6 +172,34 @@ fn of_two_operators_one_decides() {
             assert!(matches!(again, Came::Refused(_)), "{again:?}");
             assert_eq!(acts_of(&rig).len(), 1);
         }
+    });
+}
+
+/// Both looked, and both say run. It ran, and is in doubt again: the second one did not know of that attempt.
+#[test]
+fn a_verdict_is_about_the_attempts_that_whoever_gives_it_knows_of() {
+    paused(async {
+        let script = Script::new(|offset, _| match offset {
+            0 => who_knows(),
+            _ => ok(),
+        });
+        let mut rig = in_doubt(&script, |_| {}).await;
+        let run = Act::Resolve {
+            offset: Offset(0),
+            verdict: Verdict::Run,
+            attempts: Some(1),
+        };
+        assert!(matches!(one(&mut rig, run.clone()).await, Came::Done(_)));
+        assert_eq!(
+            (script.offsets(), open_offsets(&rig)),
+            (vec![0, 1, 0], vec![0, 2])
+        );
+        let answer = one(&mut rig, run).await;
+        assert!(
+            matches!(&answer, Came::Refused(why) if why.contains("2 attempts")),
+            "{answer:?}"
+        );
+        assert_eq!(script.offsets(), [0, 1, 0]);
     });
 }
 

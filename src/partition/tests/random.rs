@@ -12,10 +12,11 @@ mod given;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::act::{Act, Said};
 use crate::clock::Clock;
 use crate::config::{AfterFailure, AfterHold, Durability, OnUseless, Renewal};
 use crate::message::Offset;
-use crate::outcome::{End, Reason};
+use crate::outcome::{End, HeldFor, Reason};
 use crate::output::Output;
 
 /// Schedules of one run.
@@ -246,20 +247,7 @@ impl Campaign {
                 open.offset.0 == offset && is_held
             });
             if is_held {
-                let verdict = if self.world.lock().unwrap().is_applied(offset) {
-                    Verdict::Done
-                } else {
-                    Verdict::Run
-                };
-                self.note(&format!("verdict {verdict:?} on {offset}"));
-                let mut world = self.world.lock().unwrap();
-                if verdict == Verdict::Run {
-                    world.ordered.insert(offset);
-                }
-                if verdict == Verdict::Done {
-                    world.told.insert(offset);
-                }
-                drop(world);
+                let verdict = self.verdict_on(offset);
                 resolve(&mut self.rig, offset, verdict);
                 // What follows depends on this one: the next is decided after it.
                 return;
@@ -267,8 +255,56 @@ impl Campaign {
         }
     }
 
+    /// What the operator knows of a message that is held.
+    fn verdict_on(&mut self, offset: i64) -> Verdict {
+        let mut world = self.world.lock().unwrap();
+        let verdict = if world.is_applied(offset) {
+            Verdict::Done
+        } else {
+            Verdict::Run
+        };
+        world.say(format!("verdict {verdict:?} on {offset}"));
+        match verdict {
+            Verdict::Run => world.ordered.insert(offset),
+            _ => world.told.insert(offset),
+        };
+        verdict
+    }
+
+    /// The operator decides about something that is in doubt while the process runs, and does not wait for the answer: whatever
+    /// happens next may come in between. What it knows is about so many attempts.
+    fn order(&mut self) {
+        let id = self.rig.id(0).unwrap();
+        let open = self.rig.store.load(id).unwrap().open;
+        let in_doubt = open.into_iter().find(|open| {
+            let why = match open.stage {
+                Stage::Held {
+                    why, verdict: None, ..
+                } => Some(why),
+                _ => None,
+            };
+            why == Some(HeldFor::InDoubt)
+        });
+        let Some(open) = in_doubt else { return };
+        let act = Act::Resolve {
+            offset: open.offset,
+            verdict: self.verdict_on(open.offset.0),
+            attempts: Some(open.attempts),
+        };
+        let said = Said {
+            reason: "it knows".into(),
+            by: "anna".into(),
+            at_ms: self.rig.clock.wall_ms(),
+        };
+        let desk = self.rig.desk.clone();
+        tokio::spawn(async move {
+            // Refused where it has left its rest since; dropped where its assignment ends first.
+            let _ = desk.order(id, vec![act], said, false).await;
+        });
+    }
+
     async fn step(&mut self) {
-        match self.random.u8(0..16) {
+        match self.random.u8(0..17) {
             0..=5 => {
                 for _ in 0..self.random.u32(1..6) {
                     self.send();
@@ -302,6 +338,7 @@ impl Campaign {
                 self.rig.end(0);
                 self.rig.assign(0).unwrap();
             }
+            15 => self.order(),
             _ => {
                 let refusing = self.random.bool();
                 self.note(&format!("letters refused: {refusing}"));
