@@ -356,6 +356,11 @@ impl Partition {
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
+        // Whoever is held behind it waits for this work now.
+        for behind in resting.behind {
+            let name = self.resting.get(behind).map(super::work::Resting::name);
+            self.freed.extend(name.map(|name| (behind, name)));
+        }
         work.attempts = resting.attempts;
         work.since_ms = resting.since_ms;
         work.open_at = Some((resting.keys.first(), resting.offset));

@@ -94,16 +94,19 @@ impl Partition {
         let mut given_up = Vec::new();
         for (id, name) in ids {
             // It may have followed another already.
-            if self
-                .resting
-                .get(*id)
-                .is_some_and(|resting| resting.name() == *name)
-            {
-                given_up.extend(self.follow(*id, of));
-            }
+            let resting = self.resting.get(*id).filter(|resting| resting.name() == *name);
+            let Some(state) = resting.map(|resting| resting.state) else {
+                continue;
+            };
+            let is_behind = state == RestingState::Held(HeldFor::Token);
+            let followed = self.follow(*id, of);
+            given_up.extend(followed.map(|(work, since_ms)| (work, since_ms, is_behind)));
         }
-        for (id, since_ms) in given_up {
+        for (id, since_ms, is_behind) in given_up {
             self.leaving_works.insert(id);
+            if is_behind {
+                self.end_by_position(id);
+            }
             self.give_up(id, Reason::HeldTooLong, self.held_for_too_long(since_ms));
         }
     }

@@ -197,18 +197,20 @@ impl Partition {
 
     pub(super) fn give_up_restored(&mut self, open: &Open, reason: Reason, error: String) -> Option<WorkId> {
         let id = self.revive(open, Phase::Judging)?;
-        if let Stage::Held {
-            why: HeldFor::Token, ..
-        } = open.stage
-            && let Some(work) = self.works.get_mut(id)
-        {
-            // Held behind its token: that was decided, or will be, by another message. This one ends under its
-            // position, or a failure would cover what was done.
-            let position = self.wiring.extractor.position(&work.raw());
-            work.refused = Some(Box::new(std::mem::replace(&mut work.keys, Keys::One(position))));
+        if open.is_behind_its_token() {
+            self.end_by_position(id);
         }
         self.give_up(id, reason, error);
         Some(id)
+    }
+
+    /// Held behind its token: that was decided, or will be, by another message. This one ends under its position, or its
+    /// failure would cover what was done.
+    pub(super) fn end_by_position(&mut self, id: WorkId) {
+        if let Some(work) = self.works.get_mut(id) {
+            let position = self.wiring.extractor.position(&work.raw());
+            work.refused = Some(Box::new(std::mem::replace(&mut work.keys, Keys::One(position))));
+        }
     }
 
     /// Makes work of an open record that carries its message.

@@ -104,6 +104,11 @@ fn whoever_waited_behind_a_failure_is_judged_again() {
 /// 3 is a duplicate of 1, which has left its window, and not yet the commit point. That moves past 1, so 4 runs; it is in
 /// doubt when the process dies. 3 comes again, and is held behind 4.
 async fn held_behind_a_later_one(script: &Script) -> Rig {
+    held_behind_a_later_one_of(script, 10_000).await
+}
+
+/// The same where that many are taken at once after the restart.
+async fn held_behind_a_later_one_of(script: &Script, in_flight: usize) -> Rig {
     let mut rig = rig_with(Class::NonIdempotent, script, |policy| {
         policy.concurrency = Concurrency::unordered(4);
         policy.deadline = Duration::from_secs(3_600);
@@ -126,6 +131,7 @@ async fn held_behind_a_later_one(script: &Script) -> Rig {
     rig.run_for(Duration::from_millis(100)).await;
     assert_eq!(script.offsets(), [0, 1, 2, 4]);
     rig.crash();
+    rig.limits.in_flight = in_flight;
     rig.start().await.unwrap();
     rig.run_for(A_WHILE).await;
     assert_eq!((script.offsets().len(), open_offsets(&rig)), (4, vec![2, 3, 4]));
@@ -160,6 +166,33 @@ fn whoever_is_held_behind_a_later_one_waits_for_it_after_a_restart_too() {
             (rig.account(Account::Done), rig.account(Account::Duplicate)),
             (1, 1)
         );
+    });
+}
+
+/// 4 was begun when the process died, and comes again: 3, which is held behind it, is judged by how it ends, and not at the
+/// next start.
+#[test]
+fn whoever_is_held_behind_what_was_begun_is_judged_by_how_that_ends() {
+    paused(async {
+        let script = held_behind_a_later_one_script();
+        // 3 is held before 4 is taken.
+        let mut rig = held_behind_a_later_one_of(&script, 2).await;
+        let (desk, id) = (rig.desk.clone(), rig.id(0).unwrap());
+        let act = crate::act::Act::Resolve {
+            offset: crate::message::Offset(4),
+            verdict: Verdict::Done,
+            attempts: None,
+        };
+        let said = crate::act::Said {
+            reason: "seen".into(),
+            by: "anna".into(),
+            at_ms: START_MS,
+        };
+        let asked = tokio::spawn(async move { desk.order(id, vec![act], said, false).await });
+        rig.run_for(A_WHILE).await;
+        assert!(asked.await.unwrap().is_ok());
+        assert_eq!((script.offsets().len(), open_offsets(&rig)), (4, vec![2]));
+        assert_eq!(rig.account(Account::Duplicate), 1);
     });
 }
 
