@@ -362,6 +362,68 @@ fn open_does_not_suppress() {
     falls(world, rules, DECIDED, &[Crash(0), Restored(1), Commit(1)]);
 }
 
+/// What is held for another attempt is open, as what is begun is.
+#[test]
+fn held_is_open() {
+    let rules = Rules {
+        held_is_open: false,
+        ..Rules::ALL
+    };
+    let budget = Budget {
+        refusals: 1,
+        ..NO_TROUBLE
+    };
+    let world = world("what is held for later is not open", AA, NonIdempotent, budget);
+    falls(
+        world,
+        rules,
+        ONE_EFFECT,
+        &[Refuse(0, 0), Due(0, 0), Finish(0, 1), Finish(0, 0)],
+    );
+    falls(world, rules, ONE_OUTCOME, &[Refuse(0, 0), Due(0, 0)]);
+}
+
+/// What was held is nowhere else: a drain that takes its begin back must not take the message with it.
+#[test]
+fn unbegun_stays_held() {
+    let rules = Rules {
+        unbegun_stays_held: false,
+        ..Rules::ALL
+    };
+    let budget = Budget {
+        refusals: 1,
+        moves: 1,
+        assignments: 1,
+        ..NO_TROUBLE
+    };
+    let world = world("un-begun and gone", ONE, NonIdempotent, budget);
+    falls(world, rules, DECIDED, &[Refuse(0, 0), Due(0, 0), Revoke(0)]);
+}
+
+/// A held message whose attempt was begun by somebody who is gone may have been applied.
+#[test]
+fn begun_again_is_in_doubt() {
+    let rules = Rules {
+        begun_again_is_in_doubt: false,
+        ..Rules::ALL
+    };
+    let budget = Budget { refusals: 1, ..DEATH };
+    let world = world("begun again and run again", ONE, NonIdempotent, budget);
+    falls(
+        world,
+        rules,
+        ONE_EFFECT,
+        &[
+            Refuse(0, 0),
+            Due(0, 0),
+            Finish(0, 0),
+            Crash(0),
+            Due(1, 0),
+            Finish(1, 0),
+        ],
+    );
+}
+
 /// Whatever the committed offset waits for is below the target as well: a transaction whose offsets were accepted before
 /// the partition changed hands had produced its frames before that. So reading the committed offset too early costs
 /// redeliveries. Without the target, this rule is what stands between two owners.

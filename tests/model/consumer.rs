@@ -50,6 +50,8 @@ pub(crate) enum Work {
     Recording,
     /// `Held` is submitted.
     Holding,
+    /// Its attempt applied nothing, and it is to be held until the next one is due: that is submitted.
+    Postponing,
     /// Begun, not started, and to be un-begun for a drain.
     UnBeginning,
     /// Recorded, or needs no record.
@@ -165,6 +167,10 @@ impl Consumer {
         let offset = usize::from(self.next);
         self.next += 1;
         self.time = self.time.max(world.log[offset].stamp);
+        if self.window.of[offset].returns() && self.work[offset] != Work::None {
+            // Delivered again while it runs again: its offset is recorded.
+            return false;
+        }
         self.seen[offset] = self.time;
         self.judge(world, rules, offset)
     }
@@ -183,13 +189,13 @@ impl Consumer {
     fn verdict(&self, world: &World, rules: &Rules, offset: usize) -> Verdict {
         let token = world.token(offset);
         let outcome = self.window.outcome(world, token);
-        if self.window.of[offset] == Record::Held || outcome.is_some_and(|(at, _)| at >= offset) {
+        if self.window.of[offset].is_kept() || outcome.is_some_and(|(at, _)| at >= offset) {
             return Verdict::Redelivery;
         }
         let in_flight = (0..offset).any(|lower| {
             world.token(lower) == token && !matches!(self.work[lower], Work::None | Work::Complete)
         });
-        if in_flight || self.window.holds_another(world, offset) {
+        if in_flight || self.window.holds_another(world, rules, offset) {
             return match (rules.open_does_not_suppress, in_flight) {
                 (false, _) => Verdict::Duplicate,
                 (true, true) => Verdict::Wait,
@@ -228,6 +234,21 @@ impl Consumer {
         suppressed
     }
 
+    /// Whether a held message may become due, or its turn be decided after a restart.
+    pub(crate) fn may_return(&self, offset: usize) -> bool {
+        self.window.of[offset].returns() && matches!(self.work[offset], Work::None | Work::Complete)
+    }
+
+    /// A held message is due. One whose attempt was begun by somebody who is gone is in doubt.
+    pub(crate) fn give_back(&mut self, world: &World, rules: &Rules, offset: usize) {
+        let in_doubt = self.window.of[offset] == Record::Again && world.class == Class::NonIdempotent;
+        self.seen[offset] = self.time;
+        self.work[offset] = match in_doubt && rules.begun_again_is_in_doubt {
+            true => Work::Holding,
+            false => Work::Queued,
+        };
+    }
+
     fn slots_taken(&self) -> u8 {
         count(&self.work, |work| {
             matches!(
@@ -246,8 +267,8 @@ impl Consumer {
         let ours = |offset: &usize| {
             matches!(
                 self.work[*offset],
-                Work::Ready | Work::Running | Work::Recording | Work::UnBeginning
-            ) && self.window.of[*offset] == Record::Begun
+                Work::Ready | Work::Running | Work::Recording | Work::UnBeginning | Work::Postponing
+            ) && matches!(self.window.of[*offset], Record::Begun | Record::Again)
         };
         u8::try_from((0..OFFSETS).filter(ours).count()).unwrap_or(u8::MAX)
     }
@@ -256,11 +277,14 @@ impl Consumer {
     pub(crate) fn drain(&mut self) {
         self.stage = Stage::Draining;
         for offset in 0..OFFSETS {
-            let submitted = self.group.changes[offset] == Change::Begin && self.group.step != Step::None;
+            let begins = matches!(self.group.changes[offset], Change::Begin | Change::BeginAgain);
+            let submitted = begins && self.group.step != Step::None;
             self.work[offset] = match self.work[offset] {
                 Work::Behind | Work::Queued => Work::None,
                 Work::Beginning if !submitted => Work::None,
-                Work::Ready if self.window.of[offset] == Record::Begun => Work::UnBeginning,
+                Work::Ready if matches!(self.window.of[offset], Record::Begun | Record::Again) => {
+                    Work::UnBeginning
+                }
                 Work::Ready => Work::None,
                 other => other,
             };
@@ -268,11 +292,15 @@ impl Consumer {
     }
 
     /// What would be submitted now.
-    pub(crate) fn submitted(&self) -> Changes {
+    pub(crate) fn submitted(&self, rules: &Rules) -> Changes {
+        let returns = |offset: usize| self.window.of[offset].returns();
         std::array::from_fn(|offset| match self.work[offset] {
             _ if self.stray[offset] == Work::Recording => Change::Done(self.seen[offset]),
+            Work::Beginning if returns(offset) => Change::BeginAgain,
             Work::Beginning => Change::Begin,
+            Work::UnBeginning if returns(offset) && rules.unbegun_stays_held => Change::UnBeginAgain,
             Work::UnBeginning => Change::UnBegin,
+            Work::Postponing => Change::HoldForRetry,
             Work::Holding => Change::Hold,
             Work::Recording => Change::Done(self.seen[offset]),
             _ => Change::None,
@@ -284,7 +312,12 @@ impl Consumer {
         let mut mark = self.acknowledged;
         while usize::from(mark.offset) < world.len() {
             let offset = usize::from(mark.offset);
-            let recorded = matches!(changes[offset], Change::Hold | Change::Done(_));
+            let recorded = matches!(
+                changes[offset],
+                Change::Hold | Change::HoldForRetry | Change::Done(_)
+            );
+            // It lies in no ledger any more.
+            let recorded = recorded || self.window.of[offset].returns();
             if self.work[offset] != Work::Complete && !recorded {
                 break;
             }
@@ -325,10 +358,12 @@ impl Consumer {
             }
             let work = &mut self.work[offset];
             *work = match (group.changes[offset], *work) {
-                (Change::Begin, Work::Beginning) if draining => Work::UnBeginning,
-                (Change::Begin, Work::Beginning) => Work::Ready,
-                (Change::UnBegin, Work::UnBeginning) => Work::None,
-                (Change::Hold, Work::Holding) | (Change::Done(_), Work::Recording) => Work::Complete,
+                (Change::Begin | Change::BeginAgain, Work::Beginning) if draining => Work::UnBeginning,
+                (Change::Begin | Change::BeginAgain, Work::Beginning) => Work::Ready,
+                (Change::UnBegin | Change::UnBeginAgain, Work::UnBeginning) => Work::None,
+                (Change::Hold, Work::Holding)
+                | (Change::HoldForRetry, Work::Postponing)
+                | (Change::Done(_), Work::Recording) => Work::Complete,
                 (_, other) => other,
             };
         }

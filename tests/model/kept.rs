@@ -7,7 +7,7 @@ use crate::check::keeps_everything;
 use crate::properties::Sight;
 use crate::rules::Rules;
 use crate::world::Class::{Idempotent, NonIdempotent};
-use crate::world::{AB, ABA, ABBA_LATE, Budget, NO_TROUBLE, World};
+use crate::world::{AA, AB, ABA, ABBA_LATE, Budget, NO_TROUBLE, World};
 
 #[test]
 fn a_freeze_and_a_death_over_three_ownerships() {
@@ -213,4 +213,61 @@ fn a_trim_and_everything_around_it() {
         sees: &[Sight::Trimmed, Sight::Expired, Sight::Suppressed],
     };
     keeps_everything(world, Rules::ALL);
+}
+
+/// Held for another attempt, and what goes wrong meanwhile.
+fn held(
+    name: &'static str,
+    log: &'static [crate::world::Message],
+    class: crate::world::Class,
+    budget: Budget,
+) {
+    let world = World {
+        name,
+        log,
+        class,
+        slots: 1,
+        budget: Budget {
+            refusals: 1,
+            assignments: 2,
+            ..budget
+        },
+        sees: &[Sight::RanLater],
+    };
+    keeps_everything(world, Rules::ALL);
+}
+
+#[test]
+fn a_message_is_held_for_another_attempt_and_its_owner_dies() {
+    let budget = Budget {
+        crashes: 2,
+        ..NO_TROUBLE
+    };
+    held("held, and two deaths, not idempotent", AA, NonIdempotent, budget);
+    held("held, and two deaths, idempotent", AA, Idempotent, budget);
+}
+
+#[test]
+fn a_message_is_held_for_another_attempt_and_the_partition_moves() {
+    let budget = Budget {
+        moves: 2,
+        ..NO_TROUBLE
+    };
+    held("held, and two moves", AA, NonIdempotent, budget);
+    let budget = Budget {
+        moves: 1,
+        freezes: 1,
+        ..NO_TROUBLE
+    };
+    held("held, a move and a freeze", AA, NonIdempotent, budget);
+}
+
+#[test]
+fn a_message_is_held_for_another_attempt_and_the_log_is_trimmed() {
+    let budget = Budget {
+        trims: 1,
+        crashes: 1,
+        ..NO_TROUBLE
+    };
+    held("held, a trim and a death", AA, NonIdempotent, budget);
 }

@@ -62,7 +62,7 @@ fn decided_below_the_commit(world: &World, state: &State) -> bool {
 }
 
 fn decided(world: &World, state: &State, records: &[Record], offset: usize) -> bool {
-    records[offset] == Record::Held
+    records[offset].is_kept()
         || (0..=offset).any(|other| world.repeats(other, offset) && state.happened.outcomes[other] > 0)
 }
 
@@ -91,6 +91,8 @@ fn ends_decided(protocol: &Protocol, state: &State) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Sight {
     HeldAtTheEnd,
+    /// What was held for another attempt ran, and all is committed.
+    RanLater,
     Suppressed,
     Expired,
     AbortedLate,
@@ -103,6 +105,7 @@ impl Sight {
     fn name(self) -> &'static str {
         match self {
             Self::HeldAtTheEnd => "seen: all is committed and something is held",
+            Self::RanLater => "seen: what was held for another attempt is done, and all is committed",
             Self::Suppressed => "seen: all is committed, and one of two messages of a token has run",
             Self::Expired => "seen: a token runs again after its window",
             Self::AbortedLate => "seen: the broker aborts what was open for too long",
@@ -116,6 +119,12 @@ impl Sight {
         match self {
             Self::HeldAtTheEnd => |protocol, state| {
                 finished(protocol, state) && state.broker.truth(&protocol.world).of.contains(&Record::Held)
+            },
+            Self::RanLater => |protocol, state| {
+                let records = state.broker.truth(&protocol.world).of;
+                finished(protocol, state)
+                    && state.happened.postponed
+                    && !records.iter().any(|record| record.is_kept())
             },
             Self::Suppressed => |protocol, state| {
                 let ran: u8 = state.happened.effects.iter().sum();

@@ -30,6 +30,8 @@ pub(crate) enum Action {
     /// The answer to a commit is lost; whether the broker had committed.
     LoseReply(usize, bool),
     Trim(usize),
+    /// The handler says that its attempt applied nothing.
+    Refuse(usize, usize),
 
     // What the broker does.
     Expel(usize),
@@ -57,6 +59,8 @@ pub(crate) enum Action {
     Start(usize, usize),
     /// The effect happens and the handler ends.
     Finish(usize, usize),
+    /// A held message is due.
+    Due(usize, usize),
 
     // The journal.
     Check(usize),
@@ -72,7 +76,12 @@ impl Action {
     pub(crate) fn is_trouble(self) -> bool {
         matches!(
             self,
-            Self::Freeze(_) | Self::Crash(_) | Self::Revoke(_) | Self::LoseReply(..) | Self::Trim(_)
+            Self::Freeze(_)
+                | Self::Crash(_)
+                | Self::Revoke(_)
+                | Self::LoseReply(..)
+                | Self::Trim(_)
+                | Self::Refuse(..)
         )
     }
 }
@@ -105,6 +114,8 @@ impl fmt::Display for Action {
                 f,
                 "the handler of {c} has its effect for offset {offset} and ends"
             ),
+            Self::Refuse(c, offset) => write!(f, "the handler of {c} applies nothing for offset {offset}"),
+            Self::Due(c, offset) => write!(f, "offset {offset}, which {c} holds, is due"),
             Self::Check(c) => write!(f, "the journal of {c} makes a group: metadata, gate"),
             Self::Produce(c) => write!(f, "the journal of {c} produces its frames"),
             Self::SendOffsets(c) => write!(f, "the journal of {c} sends the commit point"),
@@ -237,6 +248,9 @@ impl Protocol {
             );
             let runs = consumer.work[offset] == Work::Running || consumer.stray[offset] == Work::Running;
             may(runs, Action::Finish(c, offset));
+            let refuses = consumer.work[offset] == Work::Running && left.refusals > 0;
+            may(refuses, Action::Refuse(c, offset));
+            may(serving && consumer.may_return(offset), Action::Due(c, offset));
         }
         may(
             serving && left.trims > 0 && consumer.trim == Trim::None,
@@ -268,7 +282,7 @@ impl Protocol {
         if !consumer.gate || refused {
             return false;
         }
-        let changes = consumer.submitted();
+        let changes = consumer.submitted(&self.rules);
         changes != Changes::default()
             || consumer.fence_due
             || consumer.trim == Trim::Wanted
@@ -352,6 +366,11 @@ impl Protocol {
             Action::Take(c) => state.take(world, rules, c),
             Action::Start(c, offset) => state.start(world, c, offset),
             Action::Finish(c, offset) => state.finish(world, rules, c, offset),
+            Action::Refuse(c, offset) => {
+                state.left.refusals -= 1;
+                state.refuse(world, rules, c, offset);
+            }
+            Action::Due(c, offset) => state.give_back(world, rules, c, offset),
             Action::Check(c) => state.check(world, rules, c),
             Action::Produce(c) => state.produce(world, rules, c),
             Action::SendOffsets(c) => state.send_offsets(world, rules, c),

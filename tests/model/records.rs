@@ -1,5 +1,6 @@
 //! What the changelog says: a record for each offset, and the fence. Folding frames gives what a restore reads.
 
+use crate::rules::Rules;
 use crate::world::{OFFSETS, World};
 
 /// What is known of the message at one offset.
@@ -9,6 +10,10 @@ pub(crate) enum Record {
     None,
     Begun,
     Held,
+    /// Held until another attempt is due, with its message: its offset is recorded.
+    Retry,
+    /// That attempt is begun. The message is in the record still, and nowhere else.
+    Again,
     /// Its outcome is recorded, with partition time when it was judged.
     Done(u8),
 }
@@ -21,6 +26,10 @@ pub(crate) enum Change {
     Begin,
     UnBegin,
     Hold,
+    HoldForRetry,
+    BeginAgain,
+    /// Un-begun, it is held as before.
+    UnBeginAgain,
     Done(u8),
 }
 
@@ -34,6 +43,18 @@ pub(crate) struct Records {
     pub(crate) fence: u8,
 }
 
+impl Record {
+    /// Whether the message is kept: Kafka need not deliver it again.
+    pub(crate) fn is_kept(self) -> bool {
+        matches!(self, Self::Held | Self::Retry | Self::Again)
+    }
+
+    /// Whether it was held, and is to run again.
+    pub(crate) fn returns(self) -> bool {
+        matches!(self, Self::Retry | Self::Again)
+    }
+}
+
 impl Records {
     /// Applies one group. A store has one closed record for a token: an outcome takes the place of an older one.
     pub(crate) fn apply(&mut self, world: &World, changes: &Changes, fence: u8) {
@@ -43,6 +64,8 @@ impl Records {
                 Change::Begin => Record::Begun,
                 Change::UnBegin => Record::None,
                 Change::Hold => Record::Held,
+                Change::HoldForRetry | Change::UnBeginAgain => Record::Retry,
+                Change::BeginAgain => Record::Again,
                 Change::Done(seen) => {
                     self.forget_outcome(world, world.token(offset));
                     Record::Done(seen)
@@ -71,9 +94,13 @@ impl Records {
     }
 
     /// Whether a message of this token other than this one is held.
-    pub(crate) fn holds_another(&self, world: &World, offset: usize) -> bool {
+    pub(crate) fn holds_another(&self, world: &World, rules: &Rules, offset: usize) -> bool {
         let token = world.token(offset);
+        let is_open = |record: Record| match rules.held_is_open {
+            true => record.is_kept(),
+            false => record == Record::Held,
+        };
         (0..world.len())
-            .any(|other| other != offset && world.token(other) == token && self.of[other] == Record::Held)
+            .any(|other| other != offset && world.token(other) == token && is_open(self.of[other]))
     }
 }

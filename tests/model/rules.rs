@@ -33,6 +33,12 @@ pub(crate) struct Rules {
     pub(crate) rewrite_before_trim: bool,
     /// A message whose own token is open waits or is held behind it; it is not suppressed.
     pub(crate) open_does_not_suppress: bool,
+    /// What is held for another attempt is open: a second message of its token does not run beside it.
+    pub(crate) held_is_open: bool,
+    /// What was held and is un-begun for a drain is held again: its record is the only copy of the message.
+    pub(crate) unbegun_stays_held: bool,
+    /// A held message whose attempt was begun by somebody who is gone is in doubt; it does not simply run again.
+    pub(crate) begun_again_is_in_doubt: bool,
 }
 
 impl Rules {
@@ -53,5 +59,8 @@ impl Rules {
         look_up_unknown_fate: true,
         rewrite_before_trim: true,
         open_does_not_suppress: true,
+        held_is_open: true,
+        unbegun_stays_held: true,
+        begun_again_is_in_doubt: true,
     };
 }

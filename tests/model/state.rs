@@ -25,6 +25,8 @@ pub(crate) struct Happened {
     pub(crate) aborted_late: bool,
     /// The broker refused a commit for its generation.
     pub(crate) refused: bool,
+    /// An attempt applied nothing, and its message was to be held for another one.
+    pub(crate) postponed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -189,10 +191,23 @@ impl State {
         self.settle(world, rules, c);
     }
 
+    /// The attempt applied nothing, says the handler, and another one comes later.
+    pub(crate) fn refuse(&mut self, world: &World, rules: &Rules, c: usize, offset: usize) {
+        self.consumers[c].work[offset] = Work::Postponing;
+        self.happened.postponed = true;
+        self.settle(world, rules, c);
+    }
+
+    /// A held message is due.
+    pub(crate) fn give_back(&mut self, world: &World, rules: &Rules, c: usize, offset: usize) {
+        self.consumers[c].give_back(world, rules, offset);
+        self.settle(world, rules, c);
+    }
+
     /// A group is made of what is submitted: metadata and gate are looked at.
     pub(crate) fn check(&mut self, world: &World, rules: &Rules, c: usize) {
         let consumer = &mut self.consumers[c];
-        let changes = consumer.submitted();
+        let changes = consumer.submitted(rules);
         let fence = if consumer.fence_due { consumer.fence } else { 0 };
         let outcome = changes.iter().any(|change| matches!(change, Change::Done(_)));
         let empty = changes == Changes::default() && fence == 0;

@@ -66,6 +66,8 @@ pub(crate) struct Budget {
     /// Commits whose answer is lost.
     pub(crate) lost_replies: u8,
     pub(crate) trims: u8,
+    /// Attempts that apply nothing, and are held for another one.
+    pub(crate) refusals: u8,
     /// Assignments after the first: with 2, three ownerships follow one another.
     pub(crate) assignments: u8,
 }
@@ -77,6 +79,7 @@ pub(crate) const NO_TROUBLE: Budget = Budget {
     moves: 0,
     lost_replies: 0,
     trims: 0,
+    refusals: 0,
     assignments: 0,
 };
 
