@@ -23,7 +23,7 @@ use crate::token::{Found, TokenKey};
 pub(super) struct Acting {
     acts: Vec<Act>,
     said: Said,
-    dry_run: bool,
+    pub(super) dry_run: bool,
     answer: oneshot::Sender<Answered>,
     answers: Vec<Option<Answer>>,
     /// Held messages on their way from the store, each with the act about it.
@@ -187,7 +187,7 @@ impl Partition {
     }
 
     /// A token with unfinished business takes no act: whoever has it open decides.
-    fn open_at(&self, keys: &[TokenKey]) -> Option<Answer> {
+    pub(super) fn open_at(&self, keys: &[TokenKey]) -> Option<Answer> {
         let holder = keys.iter().find_map(|key| self.index.get(key))?;
         Some(Answer::Refused(match holder {
             Holder::Work(id) => {
@@ -207,45 +207,6 @@ impl Partition {
                 _ => "another act about the token is on its way".to_owned(),
             },
         }))
-    }
-
-    /// The tokens of a dead letter, where it can be held again.
-    fn may_redrive(&self, redriven: &Redriven) -> Result<Vec<TokenKey>, Answer> {
-        let offset = redriven.offset;
-        let point = self.ledger.commit_point().next;
-        if offset.0 < 0 || offset.0 >= point.0 {
-            return Err(Answer::Refused(format!(
-                "offset {offset} is not below the commit point {point}: no letter of this partition can have it"
-            )));
-        }
-        if self.wiring.budget.is_held_full() {
-            return Err(Answer::Refused(
-                "`limits.held` or `limits.held_bytes` is reached: nothing more is held".to_owned(),
-            ));
-        }
-        let batch =
-            redriven
-                .message
-                .into_batch(std::sync::Arc::clone(&self.wiring.topic), self.partition, offset);
-        let Some(raw) = batch.get(0) else {
-            return Err(Answer::Refused("it has no message".to_owned()));
-        };
-        let mut keys = Vec::new();
-        if !matches!(self.wiring.extractor.read(&raw, &mut keys), Found::Tokens) {
-            keys.push(self.wiring.extractor.position(&raw));
-        }
-        let is_held = |key| match self.index.get(key) {
-            Some(Holder::Resting(open)) => self.resting.get(open).is_some_and(|open| open.offset == offset),
-            Some(Holder::Work(id)) => self.works.get(id).is_some_and(|work| work.offset() == offset),
-            None => false,
-        };
-        if keys.iter().any(is_held) {
-            return Err(Answer::Unchanged("it is held, or runs, already".to_owned()));
-        }
-        match self.open_at(&keys) {
-            Some(open) => Err(open),
-            None => Ok(keys),
-        }
     }
 
     /// The held messages that verdicts are about are here.
@@ -446,83 +407,8 @@ impl Partition {
         acting.places.push(place);
     }
 
-    fn redrive(
-        &mut self,
-        acting: &mut Acting,
-        index: usize,
-        redriven: &Redriven,
-        keys: &[TokenKey],
-        known: &[&Closed],
-    ) -> Answer {
-        let offset = redriven.offset;
-        let mut given_up = redriven.reason;
-        for closed in known {
-            match &closed.end {
-                End::Done(_) => {
-                    return Answer::Unchanged(format!("its token is done, at offset {}", closed.offset));
-                }
-                End::Invalidated(why) => {
-                    return Answer::Refused(format!("its token is invalidated ({why}): forget it first"));
-                }
-                End::Failed(_) if closed.offset > offset => {
-                    return Answer::Refused(format!(
-                        "a later message of its token failed, at offset {}: redrive that one",
-                        closed.offset
-                    ));
-                }
-                End::Failed(reason) => given_up = Some(*reason),
-                End::Forgotten => {}
-            }
-        }
-        let was_in_doubt = given_up.is_none_or(Reason::leaves_doubt);
-        if self.wiring.policy.class.is_guarded() && was_in_doubt && !redriven.not_applied {
-            return Answer::Refused(format!(
-                "it was given up as {:?}, and may have been applied: say --not-applied where it was not",
-                given_up.map_or("unknown", Reason::code)
-            ));
-        }
-        if acting.dry_run {
-            return Answer::Done("it would be held, and run at once".to_owned());
-        }
-        let wall_ms = self.wiring.clock.wall_ms();
-        let why = HeldFor::Retry {
-            due_ms: wall_ms,
-            may_have_applied: false,
-        };
-        let open = Open {
-            keys: keys.to_vec(),
-            offset,
-            stage: Stage::Held {
-                why,
-                message: redriven.message.clone(),
-                verdict: None,
-            },
-            first_seen_ms: self.time.now_ms().unwrap_or(0),
-            // Its life begins anew.
-            attempts: 0,
-            since_ms: wall_ms,
-            fingerprint: None,
-        };
-        self.count_restored(&open);
-        let Some(work) = self.revive(&open, Phase::Judging) else {
-            return Answer::Refused("it has no message".to_owned());
-        };
-        if let Some(work) = self.works.get_mut(work) {
-            // There is no record of it yet.
-            work.open_at = None;
-        }
-        self.hold(work, why, None);
-        self.note_act(
-            acting,
-            index,
-            offset,
-            keys.first().copied().unwrap_or(TokenKey([0; 16])),
-        );
-        Answer::Done("it is held, and runs at once".to_owned())
-    }
-
     /// The act goes into the group that it changes, and to the audit topic.
-    fn note_act(&mut self, acting: &mut Acting, index: usize, of: Offset, token: TokenKey) {
+    pub(super) fn note_act(&mut self, acting: &mut Acting, index: usize, of: Offset, token: TokenKey) {
         let Some(act) = acting.acts.get(index) else { return };
         let entry = acting
             .said

@@ -14,7 +14,7 @@
 //! | (life) | `life.rs` | a duplicate that starts a window anew, a message that is too old to be of use |
 //! | (given) | `given.rs` | what an outcome gives back: outputs, as messages that become visible with it |
 //! | (replies) | `replies.rs` | replies, replays and receipts: what whoever sent a message is told |
-//! | (acts) | `acts.rs` | what an operator decides about what is held, or about a token |
+//! | (acts) | `acts.rs`, `redrive.rs` | what an operator decides about what is held, or about a token |
 //! | (held) | `hold.rs` | what is kept on disk for an attempt later, and what of its key is kept behind it |
 //! | record | `record.rs` | groups to the journal, and what their acknowledgement completes |
 //! | complete | `record.rs` | ledger, accounts, whoever waited behind it, the commit point |
@@ -32,6 +32,7 @@ mod judge;
 mod leave;
 mod life;
 mod record;
+mod redrive;
 mod replies;
 mod resting;
 mod restore;
