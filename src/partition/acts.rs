@@ -12,12 +12,12 @@ use super::hold::{Loads, Name};
 use super::leave::by_message;
 use super::work::{Holder, Keys, OpenId, Phase, Resting, RestingState, WorkId};
 use super::{Asked, Partition, Who};
-use crate::act::{Act, Answer, Answered, Order, Redriven, Said};
+use crate::act::{Act, Answer, Answered, Order, Said};
 use crate::broker::Letter;
 use crate::message::Offset;
-use crate::outcome::{Closed, End, HeldFor, Open, Reason, Stage, Verdict};
+use crate::outcome::{Closed, End, HeldFor, Open, Stage, Verdict};
 use crate::store::Hit;
-use crate::token::{Found, TokenKey};
+use crate::token::TokenKey;
 
 /// An order on its way.
 pub(super) struct Acting {
