@@ -117,6 +117,10 @@ impl Writer {
     /// A group in one batch.
     pub(super) fn apply(&mut self, store: &RocksStore, group: &[Changes]) -> Result<(), Error> {
         let batch = self.batch(store, group)?;
+        if group.is_empty() {
+            // It changes no partition, so it takes nothing along that was only logged.
+            return self.write(store, "apply", batch);
+        }
         self.keep(store, "apply", batch)
     }
 
