@@ -312,8 +312,7 @@ impl Partition {
     fn is_remembered(&self, closed: &Closed) -> bool {
         let now_ms = self.time.now_ms().unwrap_or(closed.first_seen_ms);
         let point = self.ledger.commit_point().next;
-        self.window
-            .holds(now_ms, closed.first_seen_ms, closed.offset, point)
+        self.counts(now_ms, closed, point)
     }
 
     fn judge_act(
@@ -435,11 +434,7 @@ impl Partition {
         }
         let Some(acting) = self.acting.take() else { return };
         for place in acting.places {
-            if let Some(resting) = self.resting.try_remove(place) {
-                for key in resting.keys.as_slice() {
-                    self.index.leave(key, Holder::Resting(place));
-                }
-            }
+            self.take_resting(place);
         }
         for id in acting.waiting {
             self.enter(id);

@@ -16,17 +16,22 @@ use crate::token;
 impl Partition {
     /// The token ends like that, and this becomes visible with it.
     pub(super) fn close(&mut self, id: WorkId, account: Account, end: End, outputs: Vec<Output>) {
-        if outputs.is_empty() {
-            self.count_closed(&end);
-            self.record(id, account, end);
-        } else if self.wiring.state_moves() {
-            self.count_given(&outputs);
-            self.letters.extend(outputs.into_iter().map(dead_letter::output));
-            self.count_closed(&end);
-            self.record(id, account, end);
+        if outputs.is_empty() || self.wiring.state_moves() {
+            self.record_with(id, account, end, outputs);
         } else {
             self.settle(id, account, end, String::new(), outputs);
         }
+    }
+
+    /// Closes the token, with what becomes visible in the same group.
+    pub(super) fn record_with(&mut self, id: WorkId, account: Account, end: End, outputs: Vec<Output>) {
+        self.count_given(&outputs);
+        self.letters.extend(outputs.into_iter().map(dead_letter::output));
+        // A duplicate is no outcome of its own.
+        if account != Account::Duplicate {
+            self.count_closed(&end);
+        }
+        self.record(id, account, end);
     }
 
     /// What is decided, and what is to be sent of it, on the way to the disk; sent once that is durable.

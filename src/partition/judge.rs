@@ -298,11 +298,10 @@ impl Partition {
 
     /// From here on the message goes by its position. Its token stays its own until it is complete.
     fn by_position(&mut self, id: WorkId, note: impl FnOnce(&mut Work)) {
+        self.end_by_position(id);
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
-        let position = self.wiring.extractor.position(&work.raw());
-        work.refused = Some(Box::new(std::mem::replace(&mut work.keys, Keys::One(position))));
         note(work);
         self.enter(id);
     }

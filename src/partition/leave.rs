@@ -184,7 +184,7 @@ impl Partition {
     }
 
     /// Takes a record out of the resting ones, and its keys out of the index.
-    fn take_resting(&mut self, id: OpenId) -> Option<Resting> {
+    pub(super) fn take_resting(&mut self, id: OpenId) -> Option<Resting> {
         let mut resting = self.resting.try_remove(id)?;
         resting.order = self.leave_rest(id, &resting);
         if resting.state == RestingState::Held(HeldFor::Token) {

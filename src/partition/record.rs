@@ -74,24 +74,17 @@ impl Partition {
     /// next, the outcome last.
     pub(super) fn give_up(&mut self, id: WorkId, reason: Reason, error: String) {
         let receipt = self.receipt_of_failure(id, reason, &error);
+        let (account, end) = (Account::Failed, End::Failed(reason));
+        let receipt = receipt.into_iter().collect();
         if self.wiring.state_moves() {
             let Some(letter) = self.letter(id, reason, &error) else {
                 return;
             };
             self.letters.push(letter);
-            self.count_given(receipt.as_slice());
-            self.letters.extend(receipt.map(dead_letter::output));
-            self.wiring.meters.failed(reason);
-            self.record(id, Account::Failed, End::Failed(reason));
+            self.record_with(id, account, end, receipt);
             return;
         }
-        self.settle(
-            id,
-            Account::Failed,
-            End::Failed(reason),
-            error,
-            receipt.into_iter().collect(),
-        );
+        self.settle(id, account, end, error, receipt);
     }
 
     /// Keeps a message for a verdict, or behind the token that is open.

@@ -103,12 +103,7 @@ impl Partition {
     /// Records a message once somebody has been told: with it, where that is one transaction.
     pub(super) fn record_told(&mut self, id: WorkId, account: Account, end: End, outputs: Vec<Output>) {
         if self.wiring.state_moves() || outputs.is_empty() {
-            self.count_given(&outputs);
-            self.letters.extend(outputs.into_iter().map(dead_letter::output));
-            if account != Account::Duplicate {
-                self.count_closed(&end);
-            }
-            self.record(id, account, end);
+            self.record_with(id, account, end, outputs);
             return;
         }
         // Nothing is durable before they are acknowledged: after a crash it is judged, and told, again.

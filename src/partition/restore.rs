@@ -204,8 +204,8 @@ impl Partition {
         Some(id)
     }
 
-    /// Held behind its token: that was decided, or will be, by another message. This one ends under its position, or its
-    /// failure would cover what was done.
+    /// It ends under its position, and its token stays what another message makes of it: what is held behind its token, or
+    /// refused by a policy, would cover with its own failure what was done.
     pub(super) fn end_by_position(&mut self, id: WorkId) {
         if let Some(work) = self.works.get_mut(id) {
             let position = self.wiring.extractor.position(&work.raw());
