@@ -99,7 +99,13 @@ impl Partition {
                 is_blocked: false,
             });
         }
+        // Nothing here depends on an answer, so that the next question does not wait for it either.
         for read in &mut reads {
+            let own = keys.get(read.keys.clone()).unwrap_or_default();
+            read.meets_rest = own.iter().fold(false, |may, key| may | self.index.may_rest(key));
+            read.is_blocked = read.order.is_some_and(|order| self.blocked_sieve.may_have(order));
+        }
+        for read in reads.iter_mut().filter(|read| read.meets_rest | read.is_blocked) {
             let own = keys.get(read.keys.clone()).unwrap_or_default();
             read.meets_rest = own.iter().any(|key| self.index.rests(key));
             read.is_blocked = read.order.is_some_and(|order| self.blocked.contains_key(&order));

@@ -7,8 +7,6 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use hashbrown::hash_map::Entry;
-
 use super::Partition;
 use super::leave::by_message;
 use super::work::{OpenId, Phase, Resting, RestingState, WorkId};
@@ -186,13 +184,11 @@ impl Partition {
     }
 
     fn blocked_of(&mut self, order: u64) -> &mut Blocked {
-        match self.blocked.entry(order) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                self.blocks += 1;
-                entry.insert(Blocked::default())
-            }
+        if !self.blocked.contains_key(&order) {
+            self.blocks += 1;
+            self.blocked_sieve.add(order, self.blocked.keys().copied());
         }
+        self.blocked.entry(order).or_default()
     }
 
     /// Everything is taken up: whoever waits for nobody runs.

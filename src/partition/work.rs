@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
+use super::sieve::Sieve;
 use crate::accounts::Account;
 use crate::broker::Letter;
 use crate::clock::Instant;
@@ -264,6 +265,7 @@ pub(super) struct Index {
     works: HashMap<TokenKey, WorkId, Uniform>,
     /// Never a key that is in the other one.
     resting: HashMap<TokenKey, u32, Uniform>,
+    sieve: Sieve,
 }
 
 impl Index {
@@ -279,6 +281,11 @@ impl Index {
     pub(super) fn get(&self, key: &TokenKey) -> Option<Holder> {
         let resting = || self.resting.get(key).map(|id| Holder::Resting(*id as OpenId));
         self.works.get(key).map(|id| Holder::Work(*id)).or_else(resting)
+    }
+
+    /// Whether a record at rest may have that key. `false` is sure.
+    pub(super) fn may_rest(&self, key: &TokenKey) -> bool {
+        self.sieve.may_have(prefix(key))
     }
 
     /// Whether a record at rest has that key.
@@ -309,6 +316,7 @@ impl Index {
                 None
             }
             (Entry::Vacant(_), Holder::Resting(id)) => {
+                self.sieve.add(prefix(&key), self.resting.keys().map(prefix));
                 self.resting.insert(key, number(id));
                 None
             }
@@ -342,6 +350,12 @@ pub(super) fn number(id: OpenId) -> u32 {
         Ok(number) => number,
         Err(_) => panic!("{id} records at rest in one partition"),
     }
+}
+
+fn prefix(key: &TokenKey) -> u64 {
+    key.0
+        .first_chunk()
+        .map_or(0, |prefix| u64::from_le_bytes(*prefix))
 }
 
 /// Token keys are uniform already: their first eight bytes are the hash.
