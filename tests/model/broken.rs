@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use crate::check::{fallen, keeps_everything, shortest, told};
 use crate::properties::{DECIDED, ENDS, FENCES, IN_DOUBT, ONE_EFFECT, ONE_OUTCOME, SUPPRESSED};
 use crate::protocol::Action::{self, *};
+use crate::records::Record;
 use crate::rules::Rules;
 use crate::world::Class::{self, Idempotent, NonIdempotent};
 use crate::world::{AA, AB, ABBA_LATE, Budget, Message, NO_TROUBLE, ONE, World};
@@ -25,7 +26,7 @@ const DEATH: Budget = Budget {
 };
 
 /// Demands that this invariant falls, by these steps in this order with others between them.
-fn falls(world: World, rules: Rules, invariant: &'static str, by: &[Action]) {
+pub(crate) fn falls(world: World, rules: Rules, invariant: &'static str, by: &[Action]) {
     let story = shortest(world, rules, invariant);
     let story = story.unwrap_or_else(|| panic!("{}: {invariant}: kept without the rule", world.name));
     let text = told(&world, invariant, &story);
@@ -69,6 +70,7 @@ const fn world(name: &'static str, log: &'static [Message], class: Class, budget
         log,
         class,
         slots: 1,
+        found: Record::None,
         budget,
         sees: &[],
     }

@@ -11,10 +11,13 @@
 #![expect(clippy::indexing_slicing, reason = "a test may panic")]
 
 mod broken;
+mod broken_orders;
 mod broker;
 mod check;
 mod consumer;
 mod kept;
+mod kept_orders;
+mod orders;
 mod properties;
 mod protocol;
 mod records;
