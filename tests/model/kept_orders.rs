@@ -81,26 +81,32 @@ fn two_operators_and_a_freeze_over_three_ownerships() {
 
 #[test]
 fn two_operators_and_revocations() {
-    let budget = Budget {
+    let moves = Budget {
         orders: 2,
         moves: 2,
-        crashes: 1,
         assignments: 2,
         ..NO_TROUBLE
     };
-    let sees = &[
-        Sight::EndedByWord,
-        Sight::RanByWord,
-        Sight::CarriedOutLater,
-        Sight::TwoAnswered,
-        Sight::AnswerLost,
-    ];
-    ordered(
-        "two operators, two moves",
-        (ONE, NonIdempotent, IN_DOUBT),
-        budget,
-        sees,
-    );
+    let freeze = Budget {
+        moves: 1,
+        freezes: 1,
+        ..moves
+    };
+    for (name, budget) in [
+        ("two operators and two moves", moves),
+        ("two operators, a move and a freeze", freeze),
+    ] {
+        let sees = &[
+            Sight::EndedByWord,
+            Sight::RanByWord,
+            Sight::CaughtByDrain,
+            Sight::CarriedOutLater,
+            Sight::TwoAnswered,
+            Sight::AnswerLost,
+            Sight::ThirdOwnerFinishes,
+        ];
+        ordered(name, (ONE, NonIdempotent, IN_DOUBT), budget, sees);
+    }
 }
 
 #[test]

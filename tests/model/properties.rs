@@ -128,6 +128,8 @@ pub(crate) enum Sight {
     EndedByWord,
     /// An operator's word made it run once more.
     RanByWord,
+    /// A verdict became durable while its partition was drained: it is the next owner's.
+    CaughtByDrain,
     /// A verdict was carried out by another owner than the one that was told.
     CarriedOutLater,
     /// Both orders were answered.
@@ -153,6 +155,7 @@ impl Sight {
             Self::Trimmed => "seen: the head of the changelog is deleted and all is committed",
             Self::EndedByWord => "seen: an operator said done, and it is done without another attempt",
             Self::RanByWord => "seen: an operator said run, and it ran once more",
+            Self::CaughtByDrain => "seen: a drain catches a verdict that has become durable",
             Self::CarriedOutLater => "seen: an owner finds a verdict that another was told",
             Self::TwoAnswered => "seen: two operators have an answer",
             Self::TurnedAway => "seen: an order is refused, because its message has left its rest",
@@ -199,6 +202,11 @@ impl Sight {
             Self::RanByWord => |protocol, state| {
                 let runs = state.happened.permits.runs[0];
                 is_over(protocol, state) && runs > 0 && state.happened.effects[0] == 1 + runs
+            },
+            Self::CaughtByDrain => |_, state| {
+                state.consumers.iter().any(|consumer| {
+                    matches!(consumer.window.of[0], Record::Ordered(..)) && consumer.stage == Stage::Draining
+                })
             },
             Self::CarriedOutLater => |_, state| {
                 state.consumers.iter().any(|consumer| {
