@@ -22,8 +22,21 @@ use crate::kafka::{self, eventually};
 const WITHIN: Duration = Duration::from_secs(60);
 
 pub(crate) fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+    ask(address, &format!("GET {path}"), "", "")
+}
+
+/// Orders something, as whoever has that token. `None` where no whole answer came: then it is not known what became of it.
+pub(crate) fn post(address: SocketAddr, path: &str, token: &str, body: &str) -> Option<(u16, String)> {
+    let length = body.len();
+    let headers = format!(
+        "authorization: bearer {token}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n"
+    );
+    ask(address, &format!("POST {path}"), &headers, body)
+}
+
+fn ask(address: SocketAddr, what: &str, headers: &str, body: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n");
+    let request = format!("{what} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n{headers}\r\n{body}");
     stream.write_all(request.as_bytes()).ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
