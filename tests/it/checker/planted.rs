@@ -313,21 +313,25 @@ fn first(evidence: &Evidence, kind: Kind) -> (usize, Line) {
     (at, evidence.effects[at].clone())
 }
 
-/// The first verdict to run that was told of a message which had begun before it, and did after it.
+/// The first verdict to run that was told of a message which had begun before it, and then succeeded; and no other was given
+/// about it.
 fn first_run(evidence: &Evidence) -> (usize, Line) {
-    let begins = |told: &Line| {
-        let own = evidence
-            .effects
-            .iter()
-            .filter(|line| line.place() == told.place());
-        let attempts = own
-            .filter(|line| line.kind == Kind::Begin)
-            .map(|line| line.attempt);
-        let (before, after): (Vec<u64>, Vec<u64>) = attempts.partition(|attempt| *attempt <= told.attempt);
-        before.contains(&told.attempt) && !after.is_empty()
+    let refused = super::verdicts::refused(&evidence.effects);
+    let is_plain = |told: &Line| {
+        let own = || {
+            evidence
+                .effects
+                .iter()
+                .filter(|line| line.place() == told.place())
+        };
+        let has = |kind, attempt| own().any(|line| line.kind == kind && line.attempt == attempt);
+        let is_given = |line: &&Line| line.kind.is_asked() && !refused.contains(line.child.as_str());
+        own().filter(is_given).count() == 1
+            && has(Kind::Begin, told.attempt)
+            && has(Kind::Ok, told.attempt + 1)
     };
     let mut lines = evidence.effects.iter().enumerate();
-    let found = lines.find(|(_, line)| line.kind == Kind::ToldRun && begins(line));
+    let found = lines.find(|(_, line)| line.kind == Kind::ToldRun && is_plain(line));
     let (at, told) = found.unwrap();
     (at, told.clone())
 }
@@ -462,7 +466,7 @@ const FAULTS_OF_VERDICTS: &[(&str, Rule, Plant)] = &[
 fn each_planted_fault_of_a_verdict_is_found() {
     let Some(broker) = kafka::broker() else { return };
     let again = "make test ARGS='--test it planted'";
-    let mut run = Run::new(broker, 2, VARIANTS[2], 300, again).operated(2);
+    let mut run = Run::new(broker, 2, VARIANTS[2], 600, again).operated(2);
     // The first kill leaves some in doubt.
     for until in [Until::Point("inside-handler", 60), Until::Told(3)] {
         assert!(run.live(until), "{}: {until:?}", run.name);

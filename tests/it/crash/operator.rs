@@ -133,7 +133,7 @@ impl Operator {
         let token = one["tokens"][0].as_str().unwrap();
         let kind = match token.as_bytes()[9] {
             // By the token, so that both think the same of it.
-            b'0'..=b'2' => Kind::AskedLetter,
+            b'0'..=b'3' => Kind::AskedLetter,
             _ if self.has_happened(token) => Kind::AskedDone,
             _ => Kind::AskedRun,
         };
