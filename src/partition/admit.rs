@@ -294,6 +294,7 @@ fn taken(
         judged_ms,
         seen_floor_ms: i64::MIN,
         attempts: 0,
+        forgiven: 0,
         since_ms: 0,
         started: None,
         running_since: None,

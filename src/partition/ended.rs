@@ -85,7 +85,7 @@ impl Partition {
         let elapsed = work
             .started
             .map_or(Duration::ZERO, |started| self.now.duration_since(started));
-        self.waits.next(&self.bounds, work.attempts, elapsed, asked)
+        self.waits.next(&self.bounds, work.counted(), elapsed, asked)
     }
 
     /// "Not applied" is durable. Where the wait is over already, the next attempt starts now.
@@ -255,7 +255,7 @@ impl Partition {
                     return Ok(());
                 };
                 work.may_have_applied = false;
-                if work.attempts >= self.bounds.attempts_max {
+                if work.counted() >= self.bounds.attempts_max {
                     let why = format!("not done after {} attempts, says the probe", work.attempts);
                     self.spent(id, None, why);
                 } else {

@@ -77,7 +77,7 @@ impl Partition {
             self.wiring.policy.retry.in_place,
             self.wiring.policy.retry.overall,
         );
-        if overall.attempts <= in_place.attempts || work.attempts >= overall.attempts {
+        if overall.attempts <= in_place.attempts || work.counted() >= overall.attempts {
             return None;
         }
         let bounds = Bounds {
@@ -95,7 +95,7 @@ impl Partition {
         };
         let elapsed = Duration::from_millis(wall_ms.saturating_sub(since_ms).max(0) as u64);
         // The first hold may come before all attempts in place were made: their time was spent.
-        let held = (work.attempts + 1).saturating_sub(in_place.attempts).max(1);
+        let held = (work.counted() + 1).saturating_sub(in_place.attempts).max(1);
         self.waits.next(&bounds, held, elapsed, asked)
     }
 

@@ -164,7 +164,7 @@ impl Partition {
                     // The operator says that it was not applied; the attempts of before are not counted against it.
                     work.may_have_applied = false;
                     work.is_ordered = true;
-                    work.attempts = work.attempts.min(self.bounds.attempts_max.saturating_sub(1));
+                    work.forgiven = (work.attempts + 1).saturating_sub(self.bounds.attempts_max);
                     work.phase = Phase::Ready;
                 }
                 self.ready.push_back(id);
@@ -239,6 +239,7 @@ impl Partition {
             judged_ms: self.time.now_ms().unwrap_or(open.first_seen_ms),
             seen_floor_ms: open.first_seen_ms,
             attempts: open.attempts,
+            forgiven: 0,
             since_ms: open.since_ms,
             started: None,
             running_since: None,

@@ -124,6 +124,9 @@ pub(super) struct Work {
     pub(super) seen_floor_ms: i64,
     /// Attempts started or begun so far, also in earlier processes.
     pub(super) attempts: u32,
+    /// Those of them that are not counted against it, since an operator said run. Their numbers are not given again: a
+    /// verdict is about the attempts that whoever gives it knows of.
+    pub(super) forgiven: u32,
     /// Wall clock of its first begin, 0 before.
     pub(super) since_ms: i64,
     /// When its first attempt here started.
@@ -184,6 +187,11 @@ pub(super) struct Ending {
 }
 
 impl Work {
+    /// Attempts that count towards what a message may have.
+    pub(super) const fn counted(&self) -> u32 {
+        self.attempts.saturating_sub(self.forgiven)
+    }
+
     pub(super) fn raw(&self) -> Raw<'_> {
         match self.batch.get(self.index as usize) {
             Some(raw) => raw,

@@ -144,6 +144,46 @@ impl Held {
     }
 }
 
+/// What a message that left the consumer has, whatever it is.
+macro_rules! accessors {
+    ($name:ident) => {
+        impl $name {
+            /// The topic that it went to.
+            #[must_use]
+            pub fn topic(&self) -> &str {
+                &self.0.topic
+            }
+
+            /// The key, `None` for null.
+            #[must_use]
+            pub fn key(&self) -> Option<&[u8]> {
+                self.0.key.as_deref()
+            }
+
+            /// The payload, `None` for null.
+            #[must_use]
+            pub fn payload(&self) -> Option<&[u8]> {
+                self.0.payload.as_deref()
+            }
+        }
+    };
+}
+
+accessors!(DeadLetter);
+accessors!(Produced);
+
+/// The value of the last header of that name; `None` where there is none, or its value is null.
+fn last_header<'a>(letter: &'a Letter, name: &str) -> Option<&'a [u8]> {
+    let named = |(found, _): &&(String, Option<Bytes>)| found == name;
+    let (_, value) = letter.headers.iter().rev().find(named)?;
+    value.as_deref()
+}
+
+/// What hapax wrote as text; empty where there is nothing.
+fn text(value: Option<&[u8]>) -> &str {
+    str::from_utf8(value.unwrap_or_default()).unwrap_or_default()
+}
+
 /// A message that was given up on, as it reached the dead-letter topic.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DeadLetter(pub(super) Letter);
@@ -162,37 +202,16 @@ impl DeadLetter {
         self.said("error")
     }
 
-    /// The topic that it went to.
-    #[must_use]
-    pub fn topic(&self) -> &str {
-        &self.0.topic
-    }
-
-    /// The key, as it was.
-    #[must_use]
-    pub fn key(&self) -> Option<&[u8]> {
-        self.0.key.as_deref()
-    }
-
-    /// The payload, as it was.
-    #[must_use]
-    pub fn payload(&self) -> Option<&[u8]> {
-        self.0.payload.as_deref()
-    }
-
     /// The value of the last header of that name: one of the message's own, or one of the lineage, `hapax-offset` for
     /// example. `None` where there is none, or its value is null.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&[u8]> {
-        let named = |(found, _): &&(String, Option<Bytes>)| found == name;
-        let (_, value) = self.0.headers.iter().rev().find(named)?;
-        value.as_deref()
+        last_header(&self.0, name)
     }
 
     /// A header of the lineage, which hapax wrote as text.
     fn said(&self, name: &str) -> &str {
-        let value = self.header(&format!("{PREFIX}{name}")).unwrap_or_default();
-        str::from_utf8(value).unwrap_or_default()
+        text(self.header(&format!("{PREFIX}{name}")))
     }
 }
 
@@ -211,31 +230,11 @@ impl fmt::Debug for DeadLetter {
 pub struct Produced(pub(super) Letter);
 
 impl Produced {
-    /// The topic that it went to.
-    #[must_use]
-    pub fn topic(&self) -> &str {
-        &self.0.topic
-    }
-
-    /// The key, `None` for null.
-    #[must_use]
-    pub fn key(&self) -> Option<&[u8]> {
-        self.0.key.as_deref()
-    }
-
-    /// The payload, `None` for null.
-    #[must_use]
-    pub fn payload(&self) -> Option<&[u8]> {
-        self.0.payload.as_deref()
-    }
-
     /// The value of the last header of that name as text, empty where there is none: `idempotency-key` for its token,
     /// `hapax-offset` for the message that it belongs to.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
-        let found = self.0.headers.iter().rev().find(|(found, _)| found == name);
-        let value = found.and_then(|(_, value)| value.as_deref()).unwrap_or_default();
-        str::from_utf8(value).unwrap_or_default()
+        text(last_header(&self.0, name))
     }
 }
 

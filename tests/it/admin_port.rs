@@ -25,6 +25,11 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
     ask(address, &format!("GET {path}"), None, WITHIN)
 }
 
+/// Orders something, as whoever has that token. `None` where no whole answer came: then it is not known what became of it.
+pub(crate) fn post(address: SocketAddr, path: &str, token: &str, body: &str) -> Option<(u16, String)> {
+    ask(address, &format!("POST {path}"), Some((token, body)), WITHIN)
+}
+
 /// Status and body of the answer to that method and path; with a token and a body, where something is changed. `None` where nobody
 /// answers in that time.
 pub(crate) fn ask(

@@ -4,6 +4,9 @@
 //! committed, and is judged by the checker from what is left. That the process was killed at the point and nowhere else
 //! is known by the signal: nobody but the point itself sends it here.
 //!
+//! What handlers call is away now and then, so that messages are held for a retry; half of the runs keep the order of keys;
+//! and operators decide what is in doubt, while the consumer runs and while it dies.
+//!
 //! Seen to fail with one line of the engine changed (25 November 2026; violations over all classes of one test):
 //!
 //! | changed | test | found |
@@ -14,9 +17,12 @@
 //! | `partition/judge.rs`, `take_over`: nothing is in doubt | `inside_handler` | 16 RestartedInDoubt, 7 RepeatedEffect |
 //! | `ledger.rs`, `complete`: the point passes open rows | `before_commit` | 461 CommitPastUnrecorded, 474 Lost |
 //! | `partition/record.rs`, `finish`: a duplicate is booked as done | `inside_handler` | 4 Accounts |
+//! | `partition/hold.rs`, `blocks`: nothing is held up (`HAPAX_BREAK=key`) | `without_the_order_of_keys_it_is_found` | 7 KeyOrder |
+//! | `partition/acts.rs`, `answer_order`: answers before it is durable | `after_a_verdict` | 4 acts not in the audit |
+//! | `partition/restore.rs`, `carry_out`: the number of attempts runs back | `after_a_verdict` | 5 RestartedInDoubt, 5 Attempts |
 //! | `store/rocks/mod.rs`, `synced`: no sync | `sync_order` (and `inside_handler` passes: a kill cannot see it) | the record of 0 was not synced |
 
-use crate::checker::Class;
+use crate::checker::{self, Class};
 use crate::crash::{Report, Run, Until, VARIANTS, Variant};
 use crate::kafka::{self, Broker};
 
@@ -45,7 +51,7 @@ impl Case<'_> {
     fn run(&self, messages: usize) -> Run {
         let (seed, test) = (self.seed, self.test);
         let again = format!("HAPAX_CRASH_SEED={seed} make test ARGS='--test it crash_points::{test}'");
-        Run::new(self.broker, seed, self.variant, messages, &again)
+        Run::new(self.broker, seed, self.variant, messages, &again).operated(seed)
     }
 
     fn report(&self, report: Report) {
@@ -141,6 +147,23 @@ fn at_shutdown() {
     });
 }
 
+/// Operators were told that their verdicts are durable, and the process is killed.
+#[test]
+fn after_a_verdict() {
+    in_each_class("after_a_verdict", |case| {
+        // Elsewhere nothing is in doubt for long, or hardly anything.
+        if case.variant != VARIANTS[2] {
+            return;
+        }
+        let mut run = case.run(LONG);
+        for told in [1, 4, 2] {
+            let until = Until::Told(told);
+            assert!(run.live(until), "{}: {until:?} was not reached", run.name);
+        }
+        case.report(run.finish());
+    });
+}
+
 /// Another member joins, and the first is killed when it is to give partitions away. The other one has no past: what is
 /// guarded it refuses, what is idempotent it serves. Then it leaves.
 #[test]
@@ -176,4 +199,21 @@ fn a_rebalance_alone() {
         );
         case.report(run.judged());
     });
+}
+
+/// The checker on a real run: without the rule of the runtime that keeps keys in order, it says so.
+#[test]
+fn without_the_order_of_keys_it_is_found() {
+    let Some(broker) = kafka::broker() else { return };
+    let again = "make test ARGS='--test it without_the_order_of_keys'";
+    let run = Run::new(broker, 21, VARIANTS[2], 2 * LONG, again);
+    let mut run = run.in_order(4).without("key");
+    assert!(!run.live(Until::Everything), "{}", run.name);
+    let found = checker::check(&run.evidence());
+    println!("without key: {} violations", found.len());
+    for violation in &found {
+        println!("  {violation}");
+    }
+    let is_order = |violation: &checker::Violation| violation.rule == checker::Rule::KeyOrder;
+    assert!(!found.is_empty() && found.iter().all(is_order), "{}", run.name);
 }

@@ -22,5 +22,5 @@ while (($#)); do
   esac
   shift 2
 done
-lib=$("$here/build.sh")
+lib=$("$here/../build.sh" parallel)
 exec java "-Xmx$heap" -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -cp "$lib/*" hapax.peers.Parallel "${pass[@]}"

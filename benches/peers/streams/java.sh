@@ -3,7 +3,7 @@
 # script stops the JVM as well. Two classes whose warnings are advice about defaults
 # (an exception handler for 5.0, a state folder under the temporary one) are quiet.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-lib=$("$here/build.sh")
+lib=$("$here/../build.sh" streams)
 
 run_java() {
   local heap=$1 main=$2 child status=0

@@ -203,6 +203,35 @@ fn a_verdict_is_about_the_attempts_that_whoever_gives_it_knows_of() {
     });
 }
 
+/// The same where all attempts in place were made: those before the verdict are not counted against it, and the next one has a
+/// number of its own.
+#[test]
+fn a_run_that_an_operator_ordered_has_a_number_that_no_attempt_had() {
+    paused(async {
+        let script = Script::new(|offset, call| match (offset, call.attempt) {
+            (0, 1 | 2) => Box::pin(async { Err(HandlerError::not_applied("not yet")) }),
+            (0, _) => who_knows(),
+            _ => ok(),
+        });
+        let mut rig = in_doubt(&script, |_| {}).await;
+        let run = |attempts| Act::Resolve {
+            offset: Offset(0),
+            verdict: Verdict::Run,
+            attempts: Some(attempts),
+        };
+        assert!(matches!(one(&mut rig, run(3)).await, Came::Done(_)));
+        let answer = one(&mut rig, run(3)).await;
+        assert!(
+            matches!(&answer, Came::Refused(why) if why.contains("4 attempts")),
+            "{answer:?}"
+        );
+        let calls = script.calls();
+        let attempts = calls.iter().filter(|(offset, _)| *offset == 0);
+        let attempts: Vec<u32> = attempts.map(|(_, attempt)| *attempt).collect();
+        assert_eq!(attempts, [1, 2, 3, 4]);
+    });
+}
+
 /// A kill after the verdict is durable and before it is carried out.
 #[test]
 fn a_verdict_outlives_a_kill() {

@@ -1,4 +1,5 @@
-//! The file of effects: one line for each thing that a handler or a probe did, synced before it went on.
+//! The file of effects: one line for each thing that a handler or a probe did, synced before it went on; and one for each thing
+//! that an operator asked for, before it was asked, and was told, after that.
 
 use std::fmt;
 use std::path::Path;
@@ -24,10 +25,24 @@ pub(crate) enum Kind {
     ProbeNotDone,
     /// The probe could not tell.
     ProbeUnknown,
+    /// An operator is about to say that it was applied.
+    AskedDone,
+    /// An operator is about to have it run.
+    AskedRun,
+    /// An operator is about to give up on it.
+    AskedLetter,
+    /// The consumer has answered that the verdict is durable.
+    ToldDone,
+    /// The same of a run.
+    ToldRun,
+    /// The same of a dead letter.
+    ToldLetter,
+    /// The consumer has answered that nothing was done.
+    ToldNo,
 }
 
 impl Kind {
-    const ALL: [(Self, &'static str); 9] = [
+    const ALL: [(Self, &'static str); 16] = [
         (Self::Begin, "begin"),
         (Self::End, "end"),
         (Self::Ok, "ok"),
@@ -37,10 +52,35 @@ impl Kind {
         (Self::ProbeDone, "probe-done"),
         (Self::ProbeNotDone, "probe-not-done"),
         (Self::ProbeUnknown, "probe-unknown"),
+        (Self::AskedDone, "asked-done"),
+        (Self::AskedRun, "asked-run"),
+        (Self::AskedLetter, "asked-letter"),
+        (Self::ToldDone, "told-done"),
+        (Self::ToldRun, "told-run"),
+        (Self::ToldLetter, "told-letter"),
+        (Self::ToldNo, "told-no"),
     ];
+
+    pub(crate) fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(kind, _)| *kind == self).unwrap().1
+    }
+
+    /// Whether an operator asked for something.
+    pub(crate) const fn is_asked(self) -> bool {
+        matches!(self, Self::AskedDone | Self::AskedRun | Self::AskedLetter)
+    }
+
+    /// Whether an operator was told something.
+    pub(crate) const fn is_told(self) -> bool {
+        matches!(
+            self,
+            Self::ToldDone | Self::ToldRun | Self::ToldLetter | Self::ToldNo
+        )
+    }
 }
 
-/// `<life> <topic> <partition> <offset> <token or -> <attempt> <kind> <child token>`.
+/// `<life> <topic> <partition> <offset> <token or -> <attempt> <kind> <child token>`; of an operator, the attempts that he knows
+/// of, and instead of the child token the name of the act.
 #[derive(Debug, Clone)]
 pub(crate) struct Line {
     pub(crate) life: u32,

@@ -43,20 +43,8 @@ pub(super) fn check(case: &Case<'_>, findings: &mut Findings) {
             let what = format!("{place:?}: {} letters after {kills} kills", letters.len());
             findings.add(Rule::Letter, what);
         }
-        let lines = case.lines_of(&(place.0, case.keys[place]));
-        if let Some(ok) = lines
-            .iter()
-            .find(|line| line.place() == *place && line.kind == Kind::Ok)
-        {
-            // It succeeded, and the kill came before that was recorded; given up later, it has both.
-            if !case
-                .evidence
-                .lives
-                .iter()
-                .any(|life| life.killed && life.number == ok.life)
-            {
-                findings.add(Rule::Letter, format!("{ok}, and it has a letter"));
-            }
+        if case.has_told(&(place.0, case.keys[place]), *place) {
+            findings.add(Rule::Letter, format!("{place:?} succeeded, and it has a letter"));
         }
     }
 }
@@ -106,8 +94,10 @@ fn fits(case: &Case<'_>, letter: &Message, message: &Message) -> Result<(), Stri
             let failed = [Kind::Refused, Kind::Broken, Kind::ProbeNotDone];
             spent && own().any(|line| failed.contains(&line.kind))
         }
-        "crashed" => spent,
+        // Where it is held and runs from the disk more are allowed.
+        "crashed" => attempts >= u64::from(terms.in_place),
         "moved" => terms.moves,
+        "operator" => own().any(|line| line.kind == Kind::AskedLetter),
         _ => false,
     };
     if does_fit {

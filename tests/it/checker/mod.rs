@@ -10,6 +10,7 @@
 
 mod accounts;
 mod effects;
+pub(crate) mod keys;
 mod letters;
 mod outcomes;
 mod planted;
@@ -18,6 +19,7 @@ mod rules;
 mod store;
 pub(crate) mod token;
 mod topics;
+mod verdicts;
 mod wal;
 
 use std::collections::BTreeMap;
@@ -52,7 +54,11 @@ pub(crate) struct Terms {
     pub(crate) slots: usize,
     /// Messages of one partition that are begun beyond them.
     pub(crate) ahead: usize,
-    /// Attempts of one message at most.
+    /// Messages of one key run one after the other.
+    pub(crate) by_key: bool,
+    /// Attempts before a message is held.
+    pub(crate) in_place: u32,
+    /// Attempts of one message at most, those after it was held with them.
     pub(crate) attempts_max: u32,
     /// Partitions went to another member and came back: what is held may be dead-lettered as moved.
     pub(crate) moves: bool,
@@ -107,6 +113,8 @@ pub(crate) enum Rule {
     RestartedInDoubt,
     /// A guarded handler ran, and no record says that it was begun.
     RanWithoutBegin,
+    /// A message was begun after a later one of its key.
+    KeyOrder,
     /// A second message of a token ran although the first one was not given up.
     DuplicateRan,
     /// Two outcomes of one token, or one that changed.
@@ -125,6 +133,10 @@ pub(crate) enum Rule {
     Accounts,
     /// Attempts or child tokens that do not fit together.
     Attempts,
+    /// What an operator was told, and what came of it.
+    Verdict,
+    /// An act that is not in the audit, or not once, or that nobody asked for.
+    Audit,
 }
 
 /// One thing that is wrong.
@@ -221,6 +233,16 @@ impl<'a> Case<'a> {
         self.lines.get(token).map_or(&[], Vec::as_slice)
     }
 
+    /// Whether the handler said that it had succeeded with that message, in a life that was not killed before it could note it.
+    fn has_told(&self, token: &TokenOf, place: (i32, i64)) -> bool {
+        let was_killed = |line: &Line| {
+            let mut lives = self.evidence.lives.iter();
+            lives.any(|life| life.killed && life.number == line.life)
+        };
+        let mut lines = self.lines_of(token).iter();
+        lines.any(|line| line.place() == place && line.kind == Kind::Ok && !was_killed(line))
+    }
+
     /// The stores of a moment: the consumer's own, and those of other members.
     fn stores<'b>(&'b self, moment: &'b Moment) -> impl Iterator<Item = &'b Store> {
         std::iter::once(&moment.store).chain(&self.evidence.others)
@@ -240,5 +262,6 @@ pub(crate) fn check(evidence: &Evidence) -> Vec<Violation> {
     outcomes::check(&case, &mut findings);
     letters::check(&case, &mut findings);
     accounts::check(&case, &mut findings);
+    verdicts::check(&case, &mut findings);
     findings.0
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::record::{Closed, End, Stage};
+use super::record::{Closed, End, Open, Stage};
 use super::{Case, Class, Findings, Kind, Life, Message, Moment, Rule, Store, TokenOf};
 
 pub(super) fn check(case: &Case<'_>, findings: &mut Findings) {
@@ -41,6 +41,7 @@ pub(super) fn found(case: &Case<'_>, store: &Store, message: &Message) -> Found 
     let names = case.names(message);
     let open = names.iter().find_map(|name| store.open(name, offset));
     match open.map(|open| open.stage) {
+        _ if open.is_some_and(Open::is_kept) => return Found::Held,
         Some(Stage::Held) => return Found::Held,
         Some(Stage::Begun) => return Found::Begun,
         Some(Stage::Settling) => return Found::Settling,
@@ -61,6 +62,23 @@ pub(super) fn found(case: &Case<'_>, store: &Store, message: &Message) -> Found 
 /// Whether a commit may pass it.
 fn is_recorded(found: Found) -> bool {
     matches!(found, Found::Outcome | Found::Earlier | Found::Held)
+}
+
+/// Whether a message may have been held and run from the disk. Then its letter is on its way below the commit point.
+fn was_held(case: &Case<'_>, message: &Message) -> bool {
+    let terms = &case.evidence.terms;
+    let names = case.names(message);
+    let is_held = |life: &Life| {
+        let store = &life.after.store;
+        names.iter().any(|name| store.is_held(name, message.offset))
+    };
+    // Behind another of its key.
+    (terms.by_key && message.key.is_some())
+        || case.evidence.lives.iter().any(is_held)
+        || case.lines_of(&names[0]).iter().any(|line| {
+            let is_spent = line.kind == Kind::Begin && line.attempt >= u64::from(terms.in_place);
+            line.place() == message.place() && (is_spent || line.kind.is_asked())
+        })
 }
 
 /// At the end every message has an outcome or is held, and every token has left something in the world.
@@ -104,18 +122,19 @@ fn records_are_true(case: &Case<'_>, last: &Moment, findings: &mut Findings) {
                 let what = match closed.end {
                     _ if !case.is_name(place, token) => "a record of no message",
                     End::Done if !was(Kind::End) => "done without an effect",
-                    End::Done if !was(Kind::Ok) && !was(Kind::ProbeDone) => {
+                    End::Done if !was(Kind::Ok) && !was(Kind::ProbeDone) && !was(Kind::AskedDone) => {
                         "done, and nobody said that it was"
                     }
                     End::Failed(_) if !case.letters.contains_key(&place) => "failed without a letter",
-                    End::Failed(_) if was(Kind::Ok) => "failed, and its handler succeeded",
+                    // Where the kill came before that was recorded, nobody knew.
+                    End::Failed(_) if case.has_told(token, place) => "failed, and its handler succeeded",
                     End::Invalidated | End::Forgotten => "decided by an operator, and there was none",
                     End::Done | End::Failed(_) => continue,
                 };
                 findings.add(Rule::UntrueRecord, format!("{place:?} {closed:?}: {what}"));
             }
         }
-        for (partition, open) in store.open.iter().filter(|(_, open)| open.stage == Stage::Held) {
+        for (partition, open) in store.open.iter().filter(|(_, open)| open.is_kept()) {
             let message = case.input.get(&(*partition, open.offset));
             if message.is_none_or(|message| message.payload != open.payload) {
                 let what = format!("held at {partition}/{} with other bytes", open.offset);
@@ -203,7 +222,9 @@ fn committed(case: &Case<'_>, life: &Life, findings: &mut Findings) {
                 .stores(moment)
                 .map(|store| found(case, store, message))
                 .collect();
-            if !states.iter().any(|state| is_recorded(*state)) {
+            let may_pass =
+                |state: &Found| is_recorded(*state) || (*state == Found::Settling && was_held(case, message));
+            if !states.iter().any(may_pass) {
                 let what = format!(
                     "life {}: committed {partition}/{committed}, and {} is {:?}",
                     life.number,

@@ -61,6 +61,33 @@ fn duplicate(evidence: &Evidence) -> Message {
     found.unwrap().clone()
 }
 
+/// How two messages of one key were begun, each the first of its token.
+fn of_one_key(evidence: &Evidence) -> (Line, Line) {
+    let begins: Vec<&Line> = evidence
+        .effects
+        .iter()
+        .filter(|line| line.kind == Kind::Begin)
+        .collect();
+    let message = |line: &Line| {
+        evidence
+            .input
+            .iter()
+            .find(|message| message.place() == line.place())
+    };
+    let is_one_key = |(earlier, later): &(&Line, &Line)| {
+        let (Some(earlier), Some(later)) = (message(earlier), message(later)) else {
+            return false;
+        };
+        earlier.partition == later.partition
+            && earlier.offset < later.offset
+            && earlier.key.is_some()
+            && earlier.key == later.key
+    };
+    let mut pairs = begins.iter().zip(begins.iter().skip(1)).map(|(a, b)| (*a, *b));
+    let (earlier, later) = pairs.find(is_one_key).unwrap();
+    (earlier.clone(), later.clone())
+}
+
 fn first_done(store: &Store) -> ((i32, token::Key), Closed) {
     let found = store
         .closed
@@ -91,6 +118,14 @@ const FAULTS: &[(&str, Rule, Plant)] = &[
             again.kind = Kind::Begin;
             again.attempt += 1;
             evidence.effects.push(again);
+        },
+    ),
+    (
+        "a message is begun after a later one of its key",
+        Rule::KeyOrder,
+        |evidence| {
+            let (earlier, later) = of_one_key(evidence);
+            evidence.effects.extend([later, earlier]);
         },
     ),
     ("a duplicate runs", Rule::DuplicateRan, |evidence| {
@@ -262,22 +297,190 @@ const FAULTS: &[(&str, Rule, Plant)] = &[
         },
     ),
     ("a message is in no account", Rule::Accounts, |evidence| {
-        let ok = evidence.effects.iter().rposition(|line| line.kind == Kind::Ok);
+        // One that was taken, and not found held.
+        let found = &evidence.lives[0].after.store.open;
+        let is_taken = |line: &Line| !found.iter().any(|(of, open)| (*of, open.offset) == line.place());
+        let mut lines = evidence.effects.iter();
+        let ok = lines.rposition(|line| line.kind == Kind::Ok && line.life == 2 && is_taken(line));
         evidence.effects.remove(ok.unwrap());
     }),
 ];
 
+/// The first line of that kind, and where it is.
+fn first(evidence: &Evidence, kind: Kind) -> (usize, Line) {
+    let at = evidence.effects.iter().position(|line| line.kind == kind);
+    let at = at.unwrap_or_else(|| panic!("no line {kind:?}"));
+    (at, evidence.effects[at].clone())
+}
+
+/// The first verdict to run that was told of a message which had begun before it, and then succeeded; and no other was given
+/// about it.
+fn first_run(evidence: &Evidence) -> (usize, Line) {
+    let refused = super::verdicts::refused(&evidence.effects);
+    let is_plain = |told: &Line| {
+        let own = || {
+            evidence
+                .effects
+                .iter()
+                .filter(|line| line.place() == told.place())
+        };
+        let has = |kind, attempt| own().any(|line| line.kind == kind && line.attempt == attempt);
+        let is_given = |line: &&Line| line.kind.is_asked() && !refused.contains(line.child.as_str());
+        own().filter(is_given).count() == 1
+            && has(Kind::Begin, told.attempt)
+            && has(Kind::Ok, told.attempt + 1)
+    };
+    let mut lines = evidence.effects.iter().enumerate();
+    let found = lines.find(|(_, line)| line.kind == Kind::ToldRun && is_plain(line));
+    let (at, told) = found.unwrap();
+    (at, told.clone())
+}
+
+/// As if the message of that line had been begun at the end.
+fn begin_again(evidence: &mut Evidence, line: &Line) {
+    let mut again = line.clone();
+    again.kind = Kind::Begin;
+    again.attempt += 1;
+    evidence.effects.push(again);
+}
+
+/// What is planted where operators were at work.
+const FAULTS_OF_VERDICTS: &[(&str, Rule, Plant)] = &[
+    ("what an operator called done runs", Rule::Verdict, |evidence| {
+        let (_, told) = first(evidence, Kind::ToldDone);
+        begin_again(evidence, &told);
+    }),
+    ("what an operator gave up runs", Rule::Verdict, |evidence| {
+        let (_, told) = first(evidence, Kind::ToldLetter);
+        begin_again(evidence, &told);
+    }),
+    (
+        "a verdict permits a second run",
+        Rule::RestartedInDoubt,
+        |evidence| {
+            let (_, told) = first_run(evidence);
+            let runs = |line: &&Line| line.kind == Kind::Begin && line.place() == told.place();
+            let last = evidence.effects.iter().rfind(runs).unwrap().clone();
+            begin_again(evidence, &last);
+        },
+    ),
+    (
+        "a run that was refused comes",
+        Rule::RestartedInDoubt,
+        |evidence| {
+            let (at, told) = first_run(evidence);
+            evidence.effects[at].kind = Kind::ToldNo;
+            // It comes after the answer.
+            let began = evidence.effects.iter().position(|line| {
+                line.kind == Kind::Begin && line.place() == told.place() && line.attempt > told.attempt
+            });
+            let began = evidence.effects.remove(began.unwrap());
+            evidence.effects.push(began);
+        },
+    ),
+    ("a verdict to run comes to nothing", Rule::Verdict, |evidence| {
+        let (_, told) = first_run(evidence);
+        let runs = |line: &Line| line.kind == Kind::Begin && line.place() == told.place();
+        evidence
+            .effects
+            .retain(|line| !runs(line) || line.attempt <= told.attempt);
+        evidence
+            .letters
+            .retain(|letter| letter.origin().unwrap().1 != told.place());
+        let asked = |line: &Line| line.place() == told.place() && line.child != told.child;
+        evidence
+            .effects
+            .retain(|line| !(asked(line) && line.kind.is_asked()));
+    }),
+    ("what an operator called done failed", Rule::Verdict, |evidence| {
+        let (_, told) = first(evidence, Kind::ToldDone);
+        for life in &mut evidence.lives {
+            let records = life.after.store.closed.iter_mut();
+            records
+                .filter(|((partition, _), _)| *partition == told.partition)
+                .flat_map(|(_, records)| records)
+                .filter(|closed| closed.offset == told.offset)
+                .for_each(|closed| closed.end = End::Failed(1));
+        }
+    }),
+    ("an operator's letter is missing", Rule::Verdict, |evidence| {
+        let (_, told) = first(evidence, Kind::ToldLetter);
+        evidence
+            .letters
+            .retain(|letter| letter.origin().unwrap().1 != told.place());
+    }),
+    (
+        "an operator's letter has another reason",
+        Rule::Verdict,
+        |evidence| {
+            let (_, told) = first(evidence, Kind::ToldLetter);
+            let letters = evidence.letters.iter_mut();
+            let own = letters.filter(|letter| letter.origin().unwrap().1 == told.place());
+            own.for_each(|letter| set_header(letter, "hapax-reason", "moved"));
+        },
+    ),
+    ("a verdict is resolved and held", Rule::Verdict, |evidence| {
+        let (_, told) = first(evidence, Kind::ToldDone);
+        let message = evidence
+            .input
+            .iter()
+            .find(|message| message.place() == told.place());
+        let message = message.unwrap().clone();
+        let open = Open {
+            stage: Stage::Held,
+            keys: vec![token::of(&evidence.terms.topic, &message)],
+            offset: told.offset,
+            attempts: told.attempt,
+            payload: message.payload,
+        };
+        last(evidence).open.push((told.partition, open));
+    }),
+    ("a kill takes an act out of the audit", Rule::Audit, |evidence| {
+        let told = |line: &&Line| line.life == 2 && line.kind.is_told() && line.kind != Kind::ToldNo;
+        let told = evidence.effects.iter().find(told).unwrap().clone();
+        let life = &mut evidence.lives[1];
+        assert!(life.killed);
+        life.after.store.audit.retain(|entry| entry.reason != told.child);
+    }),
+    ("an act is in the audit twice", Rule::Audit, |evidence| {
+        let audit = &mut last(evidence).audit;
+        audit.push(audit[0].clone());
+    }),
+    (
+        "an act that was refused is in the audit",
+        Rule::Audit,
+        |evidence| {
+            let (at, _) = first_run(evidence);
+            evidence.effects[at].kind = Kind::ToldNo;
+        },
+    ),
+    ("the audit has another act", Rule::Audit, |evidence| {
+        last(evidence).audit[0].act = "forget".into();
+    }),
+    ("nobody asked for an act", Rule::Audit, |evidence| {
+        last(evidence).audit[0].reason = "nobody's".into();
+    }),
+];
+
 #[test]
-fn each_planted_fault_is_found() {
+fn each_planted_fault_of_a_verdict_is_found() {
     let Some(broker) = kafka::broker() else { return };
     let again = "make test ARGS='--test it planted'";
-    let mut run = Run::new(broker, 1, VARIANTS[2], 120, again);
-    assert!(run.live(Until::Point("inside-handler", 30)), "{}", run.name);
+    let mut run = Run::new(broker, 2, VARIANTS[2], 600, again).operated(2);
+    // The first kill leaves some in doubt.
+    for until in [Until::Point("inside-handler", 60), Until::Told(3)] {
+        assert!(run.live(until), "{}: {until:?}", run.name);
+    }
     assert!(!run.live(Until::Everything), "{}", run.name);
+    each_is_found(&run, FAULTS_OF_VERDICTS);
+}
+
+/// What a run has left is sound, and with each of these it is not. What was sound.
+fn each_is_found(run: &Run, faults: &[(&str, Rule, Plant)]) -> Evidence {
     let sound = run.evidence();
     let found = check(&sound);
     assert!(found.is_empty(), "{}: {}", run.name, show(&found));
-    for (name, rule, plant) in FAULTS {
+    for (name, rule, plant) in faults {
         let mut evidence = sound.clone();
         plant(&mut evidence);
         let found = check(&evidence);
@@ -287,6 +490,17 @@ fn each_planted_fault_is_found() {
             show(&found)
         );
     }
+    sound
+}
+
+#[test]
+fn each_planted_fault_is_found() {
+    let Some(broker) = kafka::broker() else { return };
+    let again = "make test ARGS='--test it planted'";
+    let mut run = Run::new(broker, 1, VARIANTS[2], 120, again).in_order(4);
+    assert!(run.live(Until::Point("inside-handler", 30)), "{}", run.name);
+    assert!(!run.live(Until::Everything), "{}", run.name);
+    let sound = each_is_found(&run, FAULTS);
 
     // This one is done to the files themselves.
     let (token, _) = first_done(&sound.lives[0].after.store);

@@ -39,8 +39,19 @@ pub(crate) struct Open {
     pub(crate) keys: Vec<Key>,
     pub(crate) offset: i64,
     pub(crate) attempts: u64,
-    /// The kept payload, of held and settling ones.
+    /// The kept payload, of held and settling ones, and of one that was begun again after it was held.
     pub(crate) payload: Option<Vec<u8>>,
+}
+
+impl Open {
+    /// Whether its message is in the record, whatever Kafka delivers: held, or begun again from there.
+    pub(crate) const fn is_kept(&self) -> bool {
+        match self.stage {
+            Stage::Held => true,
+            Stage::Begun => self.payload.is_some(),
+            Stage::Settling => false,
+        }
+    }
 }
 
 /// Done at the first attempt, with no reply and a fingerprint of the whole: the short form.

@@ -1,9 +1,9 @@
 //! What handlers may do: when one may run, when again, and how many may be begun at a time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::record::Stage;
-use super::{Case, Class, Findings, Kind, Life, Line, Rule, Store, TokenOf, token};
+use super::{Case, Class, Findings, Kind, Life, Line, Rule, Store, TokenOf, keys, token, verdicts};
 
 pub(super) fn check(case: &Case<'_>, findings: &mut Findings) {
     for (token, lines) in &case.lines {
@@ -13,6 +13,9 @@ pub(super) fn check(case: &Case<'_>, findings: &mut Findings) {
         one_message_runs(case, token, lines, findings);
         attempts(case, lines, findings);
         child_tokens(&token.1, lines, findings);
+    }
+    if case.evidence.terms.by_key && case.evidence.terms.class.is_guarded() {
+        keys_are_in_order(case, findings);
     }
     let nothing = Store::default();
     let mut before = &nothing;
@@ -26,19 +29,29 @@ pub(super) fn check(case: &Case<'_>, findings: &mut Findings) {
 }
 
 /// A non-idempotent effect happens twice, or a handler starts again after an attempt that may have applied something,
-/// only where a probe said that it was not applied.
+/// only where a probe said that it was not applied; or an operator, who knew of that attempt and of no later one: then once.
 fn repeats(lines: &[&Line], findings: &mut Findings) {
     let mut applied: Option<&Line> = None;
     let mut in_doubt: Option<&Line> = None;
+    let mut asked: Vec<&Line> = Vec::new();
     for line in lines {
         match line.kind {
             Kind::Begin => {
-                if let Some(earlier) = in_doubt {
+                let permits = |earlier: &Line, asked: &&Line| {
+                    let known = earlier.attempt..line.attempt;
+                    asked.offset == line.offset && known.contains(&asked.attempt)
+                };
+                if let Some(earlier) = in_doubt
+                    && !asked.iter().any(|asked| permits(earlier, asked))
+                {
                     let what = format!("{earlier}\n    and then, without a verdict, {line}");
                     findings.add(Rule::RestartedInDoubt, what);
                 }
                 in_doubt = Some(line);
+                asked.retain(|asked| asked.attempt >= line.attempt);
             }
+            Kind::AskedRun => asked.push(line),
+            Kind::ToldNo => asked.retain(|asked| asked.child != line.child),
             Kind::End => {
                 if let Some(earlier) = applied {
                     let what = format!("{earlier}\n    and again {line}");
@@ -52,7 +65,7 @@ fn repeats(lines: &[&Line], findings: &mut Findings) {
                 in_doubt = None;
                 applied = None;
             }
-            Kind::Ok | Kind::Rejected | Kind::Broken | Kind::ProbeDone | Kind::ProbeUnknown => {}
+            _ => {}
         }
     }
 }
@@ -77,6 +90,34 @@ fn one_message_runs(case: &Case<'_>, token: &TokenOf, lines: &[&Line], findings:
             }
         }
         earlier = Some(offset);
+    }
+}
+
+/// See [`keys`]. What an operator has run has no place in the order from then on.
+fn keys_are_in_order(case: &Case<'_>, findings: &mut Findings) {
+    let refused = verdicts::refused(&case.evidence.effects);
+    let mut by_word = BTreeSet::new();
+    let mut of_partition: BTreeMap<i32, Vec<&Line>> = BTreeMap::new();
+    for line in &case.evidence.effects {
+        of_partition.entry(line.partition).or_default().push(line);
+    }
+    for (partition, lines) in of_partition {
+        let messages = case.keys.range((partition, 0)..(partition + 1, 0));
+        let firsts = keys::firsts(messages.map(|((_, offset), token)| (*offset, *token)));
+        let starts = lines.into_iter().filter_map(|line| {
+            if line.kind == Kind::AskedRun && !refused.contains(line.child.as_str()) {
+                by_word.insert(line.place());
+            }
+            let message = case.input.get(&line.place())?;
+            let is_asked =
+                line.kind == Kind::Begin && firsts.contains(&line.offset) && !by_word.contains(&line.place());
+            let key = message.key.as_deref().filter(|_| is_asked)?;
+            let offset = line.offset;
+            Some(keys::Start { offset, key, line })
+        });
+        for what in keys::out_of_order(starts) {
+            findings.add(Rule::KeyOrder, what);
+        }
     }
 }
 
@@ -105,7 +146,9 @@ fn attempts(case: &Case<'_>, lines: &[&Line], findings: &mut Findings) {
 /// Every attempt at a token gives downstream the same child token, the one of the formula.
 fn child_tokens(key: &token::Key, lines: &[&Line], findings: &mut Findings) {
     let expected = token::child(key, "effect");
-    for line in lines.iter().filter(|line| line.child != expected) {
+    let is_handlers = |line: &Line| !line.kind.is_asked() && !line.kind.is_told();
+    let handlers = lines.iter().filter(|line| is_handlers(line));
+    for line in handlers.filter(|line| line.child != expected) {
         findings.add(Rule::Attempts, format!("{line}: the child token is {expected}"));
     }
 }

@@ -11,6 +11,16 @@ use super::token::Key;
 /// A key and its value.
 type Entry = (Box<[u8]>, Box<[u8]>);
 
+/// An act of an operator, as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+pub(crate) struct Audited {
+    pub(crate) act: String,
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    /// The name of the act: operators give no other reason.
+    pub(crate) reason: String,
+}
+
 /// What a store knows of one topic.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Store {
@@ -21,6 +31,8 @@ pub(crate) struct Store {
     pub(crate) closed: BTreeMap<(i32, Key), Vec<Closed>>,
     /// Every open record, by partition.
     pub(crate) open: Vec<(i32, Open)>,
+    /// What operators did, in the order of time.
+    pub(crate) audit: Vec<Audited>,
 }
 
 impl Store {
@@ -41,22 +53,18 @@ impl Store {
     }
 
     pub(crate) fn is_held(&self, token: &(i32, Key), offset: i64) -> bool {
-        self.open(token, offset)
-            .is_some_and(|open| open.stage == Stage::Held)
+        self.open(token, offset).is_some_and(Open::is_kept)
     }
 
     /// Messages that are begun.
     pub(crate) fn begun(&self) -> usize {
-        self.count(Stage::Begun)
+        let begun = |open: &Open| open.stage == Stage::Begun;
+        self.open.iter().filter(|(_, open)| begun(open)).count()
     }
 
     /// Messages that are held.
     pub(crate) fn held(&self) -> usize {
-        self.count(Stage::Held)
-    }
-
-    fn count(&self, stage: Stage) -> usize {
-        self.open.iter().filter(|(_, open)| open.stage == stage).count()
+        self.open.iter().filter(|(_, open)| open.is_kept()).count()
     }
 
     /// Reads the store in `dir`, which nobody has open.
@@ -104,6 +112,13 @@ impl Store {
                 let closed = record::closed(&value, bucket_ms);
                 store.closed.entry(token).or_default().push(closed);
             }
+        }
+        if names.iter().any(|name| name == "audit") {
+            let acts = all("audit");
+            let acts = acts
+                .iter()
+                .map(|(_, value)| serde_json::from_slice(value).unwrap());
+            store.audit = acts.collect();
         }
         for (key, value) in all("open") {
             if key[..2] == number.to_be_bytes() {

@@ -50,6 +50,11 @@ pub(crate) fn child(key: &Key, name: &str) -> String {
     hex(&half(blake3::keyed_hash(&derived, name.as_bytes())))
 }
 
+/// The key that is written as 32 hex digits.
+pub(crate) fn from_hex(text: &str) -> Key {
+    u128::from_str_radix(text, 16).unwrap().to_be_bytes()
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

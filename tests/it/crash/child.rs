@@ -5,16 +5,18 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hapax::config::{Layer, Listen};
+use hapax::config::{Layer, Listen, Share};
 use hapax::{Bytes, Class, Consumer, Context, HandlerError, Probe, Topic, Window};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::plan::Act;
+use super::{ATTEMPTS_MAX, IN_PLACE};
 
 /// Names the file with the [`Spec`]; absent wherever this is not a consumer process.
 pub(crate) const VARIABLE: &str = "HAPAX_CRASH_CHILD";
@@ -32,9 +34,16 @@ pub(crate) struct Spec {
     pub(crate) slots: u32,
     pub(crate) by_key: bool,
     pub(crate) ahead: usize,
+    /// Whether what handlers call is away now and then.
+    pub(crate) flaps: bool,
     pub(crate) cold_runs: bool,
     pub(crate) session_ms: u64,
     pub(crate) life: u32,
+    /// Where its admin port listens, and the file with the token.
+    pub(crate) admin: SocketAddr,
+    pub(crate) token: PathBuf,
+    /// A rule of the runtime that is switched off.
+    pub(crate) broken: Option<String>,
     pub(crate) state_dir: PathBuf,
     pub(crate) effects: PathBuf,
     /// Made when the process listens for SIGTERM.
@@ -54,9 +63,13 @@ impl Spec {
     }
 }
 
+/// How much handlers write while what they call is there, or away: of three such stretches it is away in the second.
+const STRETCH_BYTES: u64 = 6 << 10;
+
 /// What the handlers of one process write to, and how.
 struct World {
     life: u32,
+    flaps: bool,
     path: PathBuf,
     file: Mutex<File>,
 }
@@ -64,10 +77,12 @@ struct World {
 type Cx = Context<Arc<World>>;
 
 impl World {
-    fn open(life: u32, path: &Path) -> Self {
+    fn open(spec: &Spec) -> Self {
+        let path = &spec.effects;
         let file = File::options().append(true).create(true).open(path).unwrap();
         Self {
-            life,
+            life: spec.life,
+            flaps: spec.flaps,
             path: path.to_owned(),
             file: Mutex::new(file),
         }
@@ -92,6 +107,14 @@ impl World {
         file.sync_data().unwrap();
     }
 
+    /// Whether what the handler calls is away: for four of five calls, and so long as has been written so much. Each message
+    /// comes through at one attempt of five.
+    fn is_away(&self, cx: &Cx) -> bool {
+        let pick = u32::from(cx.token().0[1]) + 7 * cx.attempt();
+        let written = self.file.lock().unwrap().metadata().unwrap().len();
+        self.flaps && written / STRETCH_BYTES % 3 == 1 && !pick.is_multiple_of(5)
+    }
+
     /// Whether the effect with this child token has happened: what the resource itself knows.
     fn has_happened(&self, cx: &Cx) -> bool {
         let text = std::fs::read_to_string(&self.path).unwrap();
@@ -112,6 +135,10 @@ async fn handle(payload: Bytes, cx: Cx) -> Result<(), HandlerError> {
     let world = Arc::clone(cx.state());
     let act = Act::of(&payload);
     world.write(&cx, "begin");
+    if world.is_away(&cx) {
+        world.write(&cx, "refused");
+        return Err(HandlerError::not_applied("what it calls is away"));
+    }
     if let Act::Wait(ms) = act {
         wait(Duration::from_millis(ms)).await;
     }
@@ -170,18 +197,25 @@ fn settings(spec: &Spec, layer: &mut Layer) {
     .collect();
     layer.commit_every = Some(Duration::from_millis(100));
     layer.drain = Some(Duration::from_secs(4));
-    layer.admin.listen = Some(Listen::Off);
+    layer.admin.listen = Some(Listen::At(spec.admin));
+    layer.admin.token_file = Some(spec.token.clone());
     if spec.cold_runs {
         layer.cold = Some(hapax::config::Cold::Run);
     }
 }
 
 fn consumer(spec: &Spec) -> Consumer {
-    let world = Arc::new(World::open(spec.life, &spec.effects));
+    let world = Arc::new(World::open(spec));
     let mut topic = Topic::bytes(&spec.topic, spec.class())
         .state(world)
         .window(Window::hours(24))
+        // The last ones from the disk.
+        .retry(IN_PLACE, Duration::from_secs(20))
+        .retry_overall(ATTEMPTS_MAX, Duration::from_secs(600))
         .backoff(Duration::from_millis(5), Duration::from_millis(40))
+        .backoff_overall(Duration::from_millis(400), Duration::from_secs(1))
+        // Small enough to open while what it calls is away, and not before others have met it.
+        .breaker(Share::percent(50), 40, Duration::from_millis(200))
         .begun_ahead(spec.ahead)
         .deadline(Duration::from_secs(3));
     if spec.probe {

@@ -6,10 +6,12 @@
 //! seed is the same intent, not the same schedule.
 
 pub(crate) mod child;
+mod operator;
 pub(crate) mod plan;
 mod process;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -22,6 +24,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use crate::checker::{self, Class, Evidence, Life, Moment, Store, Terms};
 use crate::kafka::{self, Broker};
 use child::Spec;
+use operator::Operators;
 use process::{Ended, Process};
 
 const PARTITIONS: i32 = 3;
@@ -29,6 +32,8 @@ const PARTITIONS: i32 = 3;
 const SESSION: Duration = Duration::from_millis(2_000);
 /// One life, on a busy machine.
 const LIFE_WITHIN: Duration = Duration::from_secs(60);
+/// Attempts before a message is held for the rest of them.
+const IN_PLACE: u32 = 3;
 const ATTEMPTS_MAX: u32 = 5;
 
 /// A class as it is tested.
@@ -88,7 +93,9 @@ pub(crate) enum Until {
     Start(Duration),
     /// It is killed so long after its handlers began to write.
     Work(Duration),
-    /// Everything is committed; then it ends in order.
+    /// It is killed once operators were told that many verdicts are durable.
+    Told(usize),
+    /// Everything is committed, and nothing is held that runs by itself, or that an operator is there for; then it ends in order.
     Everything,
 }
 
@@ -102,6 +109,9 @@ pub(crate) struct Run {
     /// Asks for the group's offsets, and is no member.
     watcher: BaseConsumer,
     spec: Spec,
+    /// Of the operators; `None` where there are none.
+    operated: Option<u64>,
+    operators: Option<Operators>,
     terms: Terms,
     ends: BTreeMap<i32, i64>,
     lives: Vec<Life>,
@@ -128,22 +138,28 @@ impl Run {
         } else {
             0
         };
+        let by_key = random.bool();
         let spec = Spec {
             brokers: broker.bootstrap(),
             topic: topic.clone(),
             class: variant.class_name().to_owned(),
             probe: variant.probe,
             slots,
-            by_key: random.bool(),
+            by_key,
             ahead,
+            flaps: true,
             cold_runs: false,
             session_ms: SESSION.as_millis() as u64,
             life: 0,
+            admin: free_address(),
+            token: dir.path().join("token"),
+            broken: None,
             state_dir: dir.path().join("state"),
             effects: dir.path().join("effects"),
             ready: dir.path().join("ready"),
             books: dir.path().join("books"),
         };
+        std::fs::write(&spec.token, operator::TOKEN).unwrap();
         let client = broker.client();
         let mut config = client.clone();
         config.set("group.id", &topic).set("enable.auto.commit", "false");
@@ -157,16 +173,45 @@ impl Run {
                 class: variant.class,
                 slots: slots as usize,
                 ahead,
+                by_key,
+                in_place: IN_PLACE,
                 attempts_max: ATTEMPTS_MAX,
                 moves: false,
                 cold: false,
             },
             ends: checker::ends(&broker.client(), &topic, PARTITIONS),
             spec,
+            operated: None,
+            operators: None,
             dir,
             lives: Vec::new(),
             others: Vec::new(),
         }
+    }
+
+    /// What handlers call is always there.
+    pub(crate) fn calm(mut self) -> Self {
+        self.spec.flaps = false;
+        self
+    }
+
+    /// Messages of one key run one after the other, whatever the seed says, and so many of other keys beside them.
+    pub(crate) fn in_order(mut self, slots: u32) -> Self {
+        (self.spec.by_key, self.spec.slots) = (true, slots);
+        (self.terms.by_key, self.terms.slots) = (true, slots as usize);
+        self
+    }
+
+    /// With operators, who decide what is in doubt.
+    pub(crate) fn operated(mut self, seed: u64) -> Self {
+        self.operated = Some(seed);
+        self
+    }
+
+    /// With that rule of the runtime switched off.
+    pub(crate) fn without(mut self, rule: &str) -> Self {
+        self.spec.broken = Some(rule.to_owned());
+        self
     }
 
     /// Lives once. Returns whether the life ended by SIGKILL.
@@ -181,9 +226,20 @@ impl Run {
         self.spec.life += 1;
         let armed = match until {
             Until::Point(name, count) | Until::Asked(_, name, count) => Some(format!("{name}:{count}")),
-            Until::Start(_) | Until::Work(_) | Until::Everything => None,
+            Until::Start(_) | Until::Work(_) | Until::Told(_) | Until::Everything => None,
         };
-        Process::start(self.dir.path(), &self.spec, armed.as_deref())
+        self.spec.admin = free_address();
+        let process = Process::start(self.dir.path(), &self.spec, armed.as_deref());
+        self.operators = self.operated.map(|seed| {
+            let place = operator::Place {
+                admin: self.spec.admin,
+                topic: self.spec.topic.clone(),
+                life: self.spec.life,
+                effects: self.spec.effects.clone(),
+            };
+            Operators::start(&place, seed)
+        });
+        process
     }
 
     /// The same under another program, which is given the binary as its last argument.
@@ -204,6 +260,7 @@ impl Run {
         self.others.push(state_dir.clone());
         let spec = Spec {
             life: 100 * number,
+            admin: free_address(),
             state_dir,
             ready: self.dir.path().join(format!("other-{number}-ready")),
             books: self.dir.path().join(format!("other-{number}-books")),
@@ -253,6 +310,12 @@ impl Run {
 
     /// Watches a life until it is over.
     pub(crate) fn attend(&self, process: &mut Process, until: Until) -> Ended {
+        if let (Until::Told(wanted), Some(operators)) = (until, &self.operators) {
+            // At once: what is durable only a moment later than they were told is to be seen.
+            if operators.await_told(wanted, LIFE_WITHIN) {
+                process.kill();
+            }
+        }
         let written = self.lines();
         let mut working_since = None;
         kafka::eventually(
@@ -276,7 +339,7 @@ impl Run {
                     Until::Asked(wanted, ..) if lines >= wanted => process.terminate(),
                     // Another member will come.
                     Until::Point("during-rebalance", _) => {}
-                    _ if self.is_complete() => process.terminate(),
+                    _ if self.is_complete() && self.holds_nothing() => process.terminate(),
                     _ => {}
                 }
                 None
@@ -284,8 +347,24 @@ impl Run {
         )
     }
 
+    /// Whether nothing is held that runs by itself; and, with operators, nothing at all.
+    fn holds_nothing(&self) -> bool {
+        let states = match self.operated {
+            Some(_) => &[None][..],
+            None => &[Some("retry"), Some("behind-key")],
+        };
+        let held = |state: &Option<&str>| operator::held(self.spec.admin, *state);
+        // What is held in a partition that it does not serve yet it does not list.
+        let served = operator::served(self.spec.admin);
+        served.is_some_and(|served| served.len() == PARTITIONS as usize)
+            && states
+                .iter()
+                .all(|state| held(state).is_some_and(|held| held.is_empty()))
+    }
+
     /// Keeps what a life has left.
     pub(crate) fn buried(&mut self, process: &Process, ended: Ended) -> bool {
+        self.operators = None;
         let killed = match ended {
             Ended::Killed => true,
             Ended::InOrder => false,
@@ -406,6 +485,8 @@ pub(crate) struct Report {
     /// The most messages that one kill left begun.
     pub(crate) begun_max: usize,
     pub(crate) held: usize,
+    /// Acts of operators that the audit has.
+    pub(crate) acts: usize,
 }
 
 impl Report {
@@ -422,8 +503,16 @@ impl Report {
             letters: evidence.letters.len(),
             begun_max: killed().map(|life| life.after.store.begun()).max().unwrap_or(0),
             held: evidence.lives.last().map_or(0, |life| life.after.store.held()),
+            acts: evidence
+                .lives
+                .last()
+                .map_or(0, |life| life.after.store.audit.len()),
         }
     }
+}
+
+fn free_address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], kafka::free_port()))
 }
 
 fn letters(topic: &str) -> String {

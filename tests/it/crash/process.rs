@@ -60,6 +60,10 @@ impl Process {
         if let Some(armed) = armed {
             command.env("HAPAX_CRASH_AT", armed);
         }
+        match &spec.broken {
+            Some(rule) => command.env("HAPAX_BREAK", rule),
+            None => command.env_remove("HAPAX_BREAK"),
+        };
         Self {
             child: command.spawn().unwrap(),
             started: now(),

@@ -311,6 +311,8 @@ mod planted {
                 class: Class::NonIdempotent,
                 slots: 1,
                 ahead: 0,
+                by_key: false,
+                in_place: 5,
                 attempts_max: 5,
                 moves: false,
                 cold: false,

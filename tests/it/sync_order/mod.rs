@@ -28,7 +28,7 @@ fn records_are_synced_before_their_offsets_are_committed() {
     }
     let again = "make test ARGS='--test it sync_order'";
     for (seed, variant) in [(11, VARIANTS[0]), (12, VARIANTS[1]), (13, VARIANTS[2])] {
-        let mut run = Run::new(broker, seed, variant, MESSAGES, again);
+        let mut run = Run::new(broker, seed, variant, MESSAGES, again).calm();
         let path = run.path("trace");
         let mut strace = Command::new("strace");
         strace

@@ -7,6 +7,7 @@ use super::{Findings, Part, Rule};
 use crate::chaos::operator::Verdict;
 use crate::chaos::world::{Kind, Line};
 use crate::checker::Class;
+use crate::checker::keys;
 use crate::checker::record::End;
 use crate::checker::token::{self, Key};
 
@@ -83,46 +84,27 @@ fn guarded(part: &Part<'_>, replayed: &Replayed, findings: &mut Findings) {
     }
 }
 
-/// Every attempt at a message of a key comes before the first attempt at a later one: whether it waits in place, is held for a
-/// retry, or its partition moves. So whatever takes effect takes effect in order.
-///
-/// Asked of classes that are begun: any other starts the next message before it is durable that the one before has ended, and
-/// runs that again after a kill. Not asked of what has no key, nor of what is sent again: that waits for the outcome of its token,
-/// and may have to run after all; nor of whoever stood still at the start of a handler while its partition went on elsewhere;
+/// See [`keys`]. Not asked of whoever stood still at the start of a handler while its partition went on elsewhere,
 /// nor of what was in doubt and an operator lets run.
 fn keys_are_in_order(part: &Part<'_>, replayed: &Replayed, findings: &mut Findings) {
-    let mut first: BTreeMap<Key, i64> = BTreeMap::new();
-    for (offset, [token, _]) in &part.names {
-        first.entry(*token).or_insert(*offset);
-    }
-    let is_first = |offset: i64| {
-        let names = part.names.get(&offset);
-        names.is_some_and(|[token, _]| first.get(token) == Some(&offset))
-    };
+    let firsts = keys::firsts(part.names.iter().map(|(offset, [token, _])| (*offset, *token)));
     let mut highest = 0;
-    // The latest message of each key that was begun.
-    let mut begun: BTreeMap<&[u8], &Line> = BTreeMap::new();
-    for line in part.lines {
+    let starts = part.lines.iter().filter_map(|line| {
         let is_late = line.fence < highest && part.is_disturbed(line);
         highest = highest.max(line.fence);
-        let message = part.messages.get(&line.offset);
-        let Some(key) = message.and_then(|message| message.key.as_deref()) else {
-            continue;
-        };
         let is_out_of_turn = is_late || replayed.runs_out_of_turn(line.offset, line.attempt);
-        if line.kind != Kind::Begin || is_out_of_turn || !is_first(line.offset) {
-            continue;
-        }
-        match begun.get(key) {
-            Some(later) if later.offset > line.offset => {
-                let key = String::from_utf8_lossy(key);
-                let what = format!("{later}\n    and then {line}, which comes before it in key {key}");
-                findings.add(Rule::KeyOrder, what);
-            }
-            _ => {
-                begun.insert(key, line);
-            }
-        }
+        let is_asked = line.kind == Kind::Begin && !is_out_of_turn && firsts.contains(&line.offset);
+        let key = part
+            .messages
+            .get(&line.offset)?
+            .key
+            .as_deref()
+            .filter(|_| is_asked)?;
+        let offset = line.offset;
+        Some(keys::Start { offset, key, line })
+    });
+    for what in keys::out_of_order(starts) {
+        findings.add(Rule::KeyOrder, what);
     }
 }
 
