@@ -4,7 +4,7 @@
 //! A redelivery completes silently *before* any policy is asked: the same offset was decided once, whatever the
 //! decision was. Only an outcome suppresses (Inv 2).
 
-use super::work::{Holder, Keys, OpenId, Origin, Phase, RestingState, Work, WorkId};
+use super::work::{Claimant, Holder, Keys, OpenId, Origin, Phase, RestingState, Work, WorkId};
 use super::{Partition, Stop, Who};
 use crate::accounts::Account;
 use crate::config::{AfterFailure, Expired, Mode, OnMismatch};
@@ -330,18 +330,30 @@ impl Partition {
         match resting.state {
             RestingState::Begun { .. } => self.take_over(id, open),
             RestingState::Decided => self.wait_for_act(id),
-            RestingState::Held(_) => {
-                let own = self.works.get(id).map(super::work::Work::offset);
-                let behind = resting.behind.iter().filter_map(|open| self.resting.get(*open));
-                if own == Some(resting.offset) || behind.map(|r| Some(r.offset)).any(|offset| offset == own) {
-                    // It is held already: recorded, and so complete.
-                    self.wiring.meters.redeliveries.increment(1);
-                    self.finish(id, Account::Redelivery, None);
-                } else {
-                    self.hold(id, HeldFor::Token, Some(open));
-                }
+            // Recorded, and so complete.
+            RestingState::Held(_) if self.is_held_already(id) => {
+                self.wiring.meters.redeliveries.increment(1);
+                self.finish(id, Account::Redelivery, None);
             }
+            RestingState::Held(_) => self.hold(id, HeldFor::Token),
         }
+    }
+
+    /// Whether a record at rest keeps this very message: one that has its token, or one that waits for it.
+    pub(super) fn is_held_already(&self, id: WorkId) -> bool {
+        let Some(work) = self.works.get(id) else {
+            return false;
+        };
+        let offset = work.offset();
+        let is_there = |key: &TokenKey| {
+            let has_it = match self.index.get(key) {
+                Some(Holder::Resting(open)) => self.resting.get(open),
+                _ => None,
+            };
+            let has_it = has_it.is_some_and(|resting| resting.is_held() && resting.offset == offset);
+            has_it || self.index.waits_at(key, offset)
+        };
+        work.keys.as_slice().iter().any(is_there)
     }
 
     /// Begun, and its owner is gone: this message takes the in-doubt row.
@@ -355,11 +367,6 @@ impl Partition {
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
-        // Whoever is held behind it waits for this work now.
-        for behind in resting.behind {
-            let name = self.resting.get(behind).map(super::work::Resting::name);
-            self.freed.extend(name.map(|name| (behind, name)));
-        }
         work.attempts = resting.attempts;
         work.since_ms = resting.since_ms;
         work.open_at = Some((resting.keys.first(), resting.offset));
@@ -371,27 +378,28 @@ impl Partition {
         let own = work.keys.as_slice().iter();
         keys.extend(own.filter(|key| !resting.keys.as_slice().contains(key)));
         work.keys = Keys::of(&keys);
-        self.hand_over(&keys, Holder::Resting(open), Holder::Work(id));
+        let own = work.claimant(id);
+        self.hand_over(&keys, resting.claimant(open), own);
         if !not_applied {
             self.wiring.meters.in_doubt("crash");
         }
         self.run_anew(id);
     }
 
-    /// Gives the keys that `from` holds, and those that nobody holds, to another.
-    pub(super) fn hand_over(&mut self, keys: &[TokenKey], from: Holder, to: Holder) {
+    /// Gives the keys that `from` holds, and its places in the lines of others, to another.
+    pub(super) fn hand_over(&mut self, keys: &[TokenKey], from: Claimant, to: Claimant) {
         for key in keys {
-            self.index.leave(key, from);
-            self.index.claim(*key, to);
+            self.index.hand_over(*key, from, to);
         }
     }
 
-    /// Takes every key that this work holds out of the index.
+    /// Takes every key that this work holds, or waits for, out of the index.
     pub(super) fn leave_index(&mut self, id: WorkId) {
         let Some(work) = self.works.get(id) else { return };
+        let own = work.claimant(id);
         let refused = work.refused.as_ref().map_or(&[][..], |keys| keys.as_slice());
         for key in work.keys.as_slice().iter().chain(refused) {
-            self.index.leave(key, Holder::Work(id));
+            self.index.leave(key, own);
         }
     }
 }

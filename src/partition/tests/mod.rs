@@ -27,6 +27,7 @@ mod rebuilds;
 mod replies;
 mod review;
 mod schedules;
+mod tokens;
 mod window;
 
 use std::collections::BTreeMap;
