@@ -307,9 +307,9 @@ impl Partition {
         Loads { ids, answer }
     }
 
-    /// Somebody has left that token, or its line: whoever is held behind it and has it next is judged, by how that ended. Many
-    /// at a time, since most of them end at once; the others wait for the last of these.
-    pub(super) fn free_next(&mut self, key: &TokenKey) {
+    /// Somebody has left that token, or its line: whoever is held behind it and has it next is judged, by how that ended; so many
+    /// at a time, and the others when these have ended.
+    pub(super) fn free_next(&mut self, key: &TokenKey, most: usize) {
         let Some(Holder::Resting(first)) = self.index.get(key) else {
             return;
         };
@@ -317,15 +317,12 @@ impl Partition {
             return;
         }
         let line = self.index.line(key).map(|next| next.who);
-        let ids =
-            std::iter::once(Holder::Resting(first)).chain(line.filter(|who| *who != Holder::Resting(first)));
-        let ids: Vec<OpenId> = ids
-            .map_while(|who| match who {
-                Holder::Resting(id) if id == first || self.waits_for_one(id) => Some(id),
-                _ => None,
-            })
-            .take(LOAD_MAX)
-            .collect();
+        let others = line.filter(|who| *who != Holder::Resting(first));
+        let others = others.map_while(|who| match who {
+            Holder::Resting(id) if self.waits_for_one(id) => Some(id),
+            _ => None,
+        });
+        let ids: Vec<OpenId> = std::iter::once(first).chain(others).take(most).collect();
         for id in ids {
             if let Some(resting) = self.resting.get_mut(id) {
                 resting.is_its_turn = true;

@@ -91,14 +91,10 @@ impl Partition {
         let commit_point = self.ledger.commit_point().next;
         let rank = |closed: &Closed| {
             let is_inside = self.counts(work.judged_ms, closed, commit_point);
-            let suppresses = match &closed.end {
-                End::Done(_) | End::Invalidated(_) => true,
-                End::Failed(reason) => !self.runs_after(*reason),
-                End::Forgotten => false,
-            };
+            let decides = self.suppresses(closed) || matches!(closed.end, End::Invalidated(_));
             (
                 self.is_redelivery_of(id, closed),
-                is_inside && suppresses,
+                is_inside && decides,
                 is_inside,
                 closed.offset,
             )
@@ -121,28 +117,35 @@ impl Partition {
             }
             _ => false,
         };
-        let suppresses = match &closed.end {
-            End::Done(_) => true,
-            End::Failed(reason) => !self.runs_after(*reason),
-            End::Invalidated(_) | End::Forgotten => false,
-        };
         let commit_point = self.ledger.commit_point().next;
-        suppresses
+        self.suppresses(closed)
             && self.counts(work.judged_ms, closed, commit_point)
             && keys.as_slice().iter().all(is_later)
     }
 
-    /// Closed at its own offset, or (after a run by `after_failure`) at a higher one: this delivery was decided before.
+    /// Closed at its own offset, or (after a run by `after_failure`) at a higher one: this delivery was decided before. So was what
+    /// was held, and goes by its position, where that has a record: it was delivered again, and decided as that.
     fn is_redelivery_of(&self, id: WorkId, closed: &Closed) -> bool {
-        let is_taken = |work: &super::work::Work| matches!(work.origin, Origin::Taken(_));
+        let is_meant = |work: &Work| matches!(work.origin, Origin::Taken(_)) || work.refused.is_some();
         self.works
             .get(id)
-            .is_some_and(|work| is_taken(work) && closed.offset >= work.offset())
+            .is_some_and(|work| is_meant(work) && closed.offset >= work.offset())
     }
 
     fn redelivered(&mut self, id: WorkId, closed: &Closed) {
         self.wiring.meters.redeliveries.increment(1);
-        self.finish(id, Account::Redelivery, Some(closed));
+        let open = self
+            .works
+            .get_mut(id)
+            .and_then(|work| Some((work.open_at.take()?, work)));
+        let Some((name, work)) = open else {
+            return self.finish(id, Account::Redelivery, Some(closed));
+        };
+        // Its record goes, or every start would judge it again.
+        work.phase = Phase::Recording;
+        work.closing = Some((Account::Redelivery, closed.clone()));
+        self.changes.removed.push(name);
+        self.changed.push(id);
     }
 
     /// Its token is closed. `hits` are the records of its keys, `None` where it shares an outcome of its one key.
@@ -185,6 +188,35 @@ impl Partition {
         let policy = &self.wiring.policy;
         let is_open_to_doubt = policy.class.is_guarded() && reason.leaves_doubt();
         policy.after_failure == AfterFailure::Run && !is_open_to_doubt
+    }
+
+    /// Whether a later message of its token does not run, and is no failure either.
+    pub(super) fn suppresses(&self, closed: &Closed) -> bool {
+        match &closed.end {
+            End::Done(_) => true,
+            End::Failed(reason) => !self.runs_after(*reason),
+            End::Invalidated(_) | End::Forgotten => false,
+        }
+    }
+
+    /// Whether this work shares a durable outcome of its only token now: nobody has the token, or has it as a duplicate of the
+    /// same outcome. Those are recorded together, and not one after another: there may be thousands.
+    pub(super) fn may_share(&mut self, id: WorkId, closed: &Closed) -> bool {
+        // One that goes by its position is asked about that.
+        let Some(work) = self.works.get(id).filter(|work| work.refused.is_none()) else {
+            return false;
+        };
+        let Keys::One(key) = work.keys else { return false };
+        let (by, judged_ms) = (work.claimant(id), work.judged_ms);
+        match self.index.claim(key, by) {
+            None => true,
+            Some(Holder::Work(other)) => {
+                let commit_point = self.ledger.commit_point().next;
+                let is_duplicate = self.suppresses(closed) && self.counts(judged_ms, closed, commit_point);
+                is_duplicate && self.works.get(other).is_some_and(|other| other.shares(closed))
+            }
+            Some(Holder::Resting(_)) => false,
+        }
     }
 
     /// Its token is new, or as good as new.
@@ -255,9 +287,9 @@ impl Partition {
         }
         let is_held = work.open_at.is_some();
         let written = self.written_by(id, closed, hits);
-        if let Some(answer) = self.answer_to(id, closed) {
+        if let Some(mut answer) = self.answer_to(id, closed) {
             if let Some(written) = written {
-                self.write_for_duplicate(written);
+                answer.closed = self.write_for_duplicate(written);
             }
             return self.by_position(id, |work| work.answer = Some(answer));
         }

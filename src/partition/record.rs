@@ -7,7 +7,8 @@
 
 use futures_util::FutureExt as _;
 
-use super::work::{Claimant, Holder, Origin, Phase, Resting, RestingState, WorkId};
+use super::hold::LOAD_MAX;
+use super::work::{Claimant, Holder, Keys, Origin, Phase, Resting, RestingState, WorkId};
 use super::{Partition, Stop};
 use crate::accounts::Account;
 use crate::broker::{self, Letter};
@@ -247,7 +248,7 @@ impl Partition {
             }
             HeldFor::Key => self.held_behind_key(order, open),
             // Whoever it was held behind may have left while this was on the way to the disk, and nobody will come back for it.
-            HeldFor::Token => keys.as_slice().iter().for_each(|key| self.free_next(key)),
+            HeldFor::Token => keys.as_slice().iter().for_each(|key| self.free_next(key, 1)),
             HeldFor::InDoubt => {}
         }
     }
@@ -285,24 +286,23 @@ impl Partition {
         let is_own = matches!(account, Account::Done | Account::Failed | Account::Skipped)
             || work.keys.as_slice().len() == 1;
         let closed = closed.filter(|_| is_own && work.refused.is_none());
+        // A duplicate that was told so went by its position; what it was told of its only token stands.
+        let has_one = matches!(work.refused.as_deref(), Some(Keys::One(_)));
+        let told = work.answer.as_ref().filter(|_| has_one);
+        let closed = closed.or(told.map(|answer| &answer.closed));
         for waiter in work.behind {
-            let Some(waiting) = self.works.get(waiter) else {
-                continue;
-            };
-            let (key, by) = (waiting.keys.first(), waiting.claimant(waiter));
-            let single = waiting.keys.as_slice().len() == 1;
             match closed {
                 // The outcome is durable, and nobody has opened the token since: no look-up is needed to share it.
-                Some(closed) if single && self.index.claim(key, by).is_none() => {
-                    self.meets_closed(waiter, closed, None);
-                }
+                Some(closed) if self.may_share(waiter, closed) => self.meets_closed(waiter, closed, None),
                 _ => self.enter(waiter),
             }
         }
         let refused = work.refused.iter().flat_map(|keys| keys.as_slice());
         for key in work.keys.as_slice().iter().chain(refused) {
             if self.index.has_line(key) {
-                self.free_next(key);
+                // Whoever runs has the others behind it again: the first alone, then.
+                let most = closed.map_or(1, |closed| if self.suppresses(closed) { LOAD_MAX } else { 1 });
+                self.free_next(key, most);
             }
         }
     }

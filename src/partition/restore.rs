@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Partition;
+use super::hold::LOAD_MAX;
 use super::resting::{Found, Kind};
 use super::work::{Claimant, Ending, Holder, Keys, Origin, Phase, Resting, Work, WorkId};
 use crate::accounts::Account;
@@ -32,7 +33,7 @@ impl Partition {
         }
         // Where no record holds it, it is judged next: by the outcome of the work that has it, or by what the store says.
         for key in keys {
-            self.free_next(&key);
+            self.free_next(&key, LOAD_MAX);
         }
         self.run_next_of_all();
     }

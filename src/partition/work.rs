@@ -202,6 +202,16 @@ impl Work {
         self.judged_ms.max(self.seen_floor_ms)
     }
 
+    /// Whether it is a duplicate by that very outcome, and ends as one.
+    pub(super) fn shares(&self, closed: &Closed) -> bool {
+        let own = match (&self.closing, &self.answer) {
+            (Some((Account::Duplicate, own)), _) => own,
+            (None, Some(answer)) => &answer.closed,
+            _ => return false,
+        };
+        (own.offset, own.first_seen_ms) == (closed.offset, closed.first_seen_ms)
+    }
+
     /// As who it claims its tokens, under that number.
     pub(super) fn claimant(&self, id: WorkId) -> Claimant {
         Claimant {
@@ -300,6 +310,17 @@ pub(super) struct Index {
     stalled: HashMap<TokenKey, BTreeSet<Claimant>, Uniform>,
 }
 
+#[cfg(test)]
+thread_local! {
+    /// What tests count instead of time: how often an index of this thread was changed, or asked for a change.
+    pub(super) static STEPS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+fn step() {
+    #[cfg(test)]
+    STEPS.set(STEPS.get() + 1);
+}
+
 impl Index {
     pub(super) fn len(&self) -> usize {
         self.works.len() + self.resting.len()
@@ -361,6 +382,7 @@ impl Index {
 
     /// Gives a key that nobody has, or waits for before it, to that one; who does, else.
     pub(super) fn claim(&mut self, key: TokenKey, by: Claimant) -> Option<Holder> {
+        step();
         let first = || self.line(&key).next().filter(|first| *first < by);
         if let Some(before) = self.owner(&key).or_else(|| first().map(|first| first.who)) {
             return Some(before);
@@ -371,6 +393,7 @@ impl Index {
 
     /// Gives a key that nobody has to that one, whoever waits for it; into its line, else.
     pub(super) fn give(&mut self, key: TokenKey, to: Claimant) {
+        step();
         match self.owner(&key) {
             None => self.put(key, to),
             Some(owner) if owner == to.who => {}
@@ -392,6 +415,7 @@ impl Index {
 
     /// Into the line of a key.
     pub(super) fn wait(&mut self, key: TokenKey, by: Claimant) {
+        step();
         self.lines.entry(key).or_default().insert(by);
     }
 
@@ -420,6 +444,7 @@ impl Index {
 
     /// Takes the key, or the place in its line, away from that one.
     pub(super) fn leave(&mut self, key: &TokenKey, from: Claimant) {
+        step();
         match from.who {
             Holder::Work(id) => match self.works.entry(*key) {
                 Entry::Occupied(entry) if *entry.get() == id => {

@@ -10,6 +10,7 @@
 
 mod acts;
 mod arrivals;
+mod behind;
 mod breaker;
 mod crashes;
 mod drains;
