@@ -8,7 +8,6 @@ use super::resting::{Found, Kind};
 use super::work::{Claimant, Ending, Holder, Keys, Origin, Phase, Resting, Work, WorkId};
 use crate::accounts::Account;
 use crate::outcome::{End, HeldFor, Open, Reason, Stage, Stored, Verdict};
-use crate::token::TokenKey;
 
 impl Partition {
     /// Takes up what an earlier assignment left open. Begun records wait for their message to be delivered again;
