@@ -404,7 +404,8 @@ impl Partition {
                     let why = crate::error::chain(&why);
                     tracing::warn!(
                         topic = %self.wiring.topic, partition = self.partition, %why,
-                        "a dead letter or an output was not acknowledged; it is sent again, and its partition takes nothing meanwhile"
+                        "a dead letter or an output was not acknowledged; it is sent again, and its partition takes nothing meanwhile. \
+                         If its topic is missing, make it: topics named in `outputs.topics` are looked for by a start"
                     );
                 }
                 if self.draining.is_none_or(|draining| draining.revoked) {
