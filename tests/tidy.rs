@@ -65,7 +65,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "edges",
         &[
-            "broker", "error", "handler", "journal", "metrics", "store", "trace",
+            "broker", "error", "handler", "journal", "metrics", "store", "trace", "worker",
         ],
     ),
     (
