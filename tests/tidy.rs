@@ -27,6 +27,8 @@ const ONE_PLACE: &[(&str, &[&str])] = &[
     ("rocksdb", &["src/store/rocks/"]),
     ("backoff", &["src/backoff.rs"]),
     ("axum", &["src/admin/"]),
+    ("hyper", &["src/admin/serve.rs"]),
+    ("hyper_util", &["src/admin/serve.rs"]),
     ("metrics_exporter_prometheus", &["src/admin/"]),
     ("clap", &["src/cli/"]),
     ("ureq", &["src/cli/port.rs"]),

@@ -1,7 +1,7 @@
 //! The admin port: `/metrics`, `/healthz`, `/readyz`, and what an operator reads and does.
 //!
 //! It runs from before the store is opened to after it is closed, so that whoever asks meanwhile is told why not. `axum`
-//! is named here only, and the exporter in `recorder.rs` only.
+//! and `hyper` below it are named here only, and the exporter in `recorder.rs` only.
 //!
 //! | file | what |
 //! |---|---|
@@ -10,12 +10,14 @@
 //! | `look.rs` | what is read |
 //! | `operate.rs` | what is done: requests become orders for partition tasks (`crate::desk`) |
 //! | `shapes.rs` | the JSON of both sides |
+//! | `serve.rs` | connections: how many at once, and how slow they may be |
 
 mod look;
 mod office;
 mod operate;
 mod ready;
 mod recorder;
+mod serve;
 pub(crate) mod shapes;
 #[cfg(test)]
 mod tests;
@@ -38,6 +40,7 @@ use self::office::Refused;
 pub(crate) use self::office::{Office, Owners};
 pub(crate) use self::ready::Readiness;
 use self::recorder::Page;
+use self::serve::Terms;
 use crate::clock;
 use crate::error::Error;
 
@@ -93,20 +96,16 @@ impl Server {
     /// # Errors
     /// [`Error::Admin`] where the address cannot be listened on.
     pub(crate) async fn start(listen: SocketAddr, office: Arc<Office>) -> Result<Self, Error> {
+        Self::start_by(listen, office, Terms::default()).await
+    }
+
+    async fn start_by(listen: SocketAddr, office: Arc<Office>, terms: Terms) -> Result<Self, Error> {
         let refused = |source| Error::Admin { listen, source };
         let page = recorder::install();
         let listener = TcpListener::bind(listen).await.map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
         let (stop, stopped) = oneshot::channel::<()>();
-        let server = axum::serve(listener, router(office, page));
-        tokio::spawn(async move {
-            // It ends by the signal alone: an accept that fails is tried again by the server itself.
-            let _ = server
-                .with_graceful_shutdown(async {
-                    let _ = stopped.await;
-                })
-                .await;
-        });
+        tokio::spawn(serve::serve(listener, router(office, page), terms, stopped));
         Ok(Self { address, _stop: stop })
     }
 

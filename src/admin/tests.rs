@@ -1,6 +1,7 @@
 //! What the port says of a consumer, and that it comes and goes with it.
 
 mod requests;
+mod slow;
 
 use super::*;
 use crate::pulse::Unserved;

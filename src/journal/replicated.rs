@@ -14,7 +14,7 @@
 //! producer of the same name ends the old one, and the changelog says whether the group is there. What runs meanwhile
 //! goes on (schedule 9).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -29,9 +29,12 @@ use crate::broker::Letter;
 use crate::clock::{self, Clock};
 use crate::fence::Gate;
 use crate::ledger::CommitPoint;
-use crate::store::{Changes, PartitionId, Position, Store, TopicId};
+use crate::store::{Changes, PartitionId, Store, TopicId};
+pub(crate) use rewrite::PORTION_BYTES;
+use rewrite::Rewrite;
 use watch::Watch;
 
+mod rewrite;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -96,6 +99,8 @@ pub(crate) struct Rules {
     pub(crate) extents: Extents,
     /// No frame is longer, unless one record is.
     pub(crate) frame_bytes_max: usize,
+    /// What is written again in one transaction, in bytes of open records.
+    pub(crate) rewrite_bytes: usize,
     /// A group that could not be written for so long ends the consumer.
     pub(crate) give_up: Duration,
     /// A call that has not returned for so long ends it too.
@@ -142,21 +147,6 @@ enum Order {
     Rewrite(Rewrite),
 }
 
-/// What is open in one partition is to be written again.
-#[derive(Debug)]
-struct Rewrite {
-    id: PartitionId,
-    gate: Gate,
-    /// To be told how many bytes it was, once it is committed.
-    done: mpsc::Sender<u64>,
-}
-
-/// What is done between two groups.
-enum Between {
-    Settle(mpsc::Sender<()>),
-    Rewrite(Rewrite),
-}
-
 /// What is durable, on its way to the store.
 enum Applied {
     Group {
@@ -176,9 +166,6 @@ const ENTRIES_MAX: usize = 30_000;
 
 /// Groups that are durable and wait for the store.
 const APPLYING_MAX: usize = 2;
-
-/// Open records that are written again in one transaction, in bytes: they wait in memory, and others wait for them.
-const REWRITE_BYTES: usize = 8 << 20;
 
 /// Between two tries of a group that was aborted: at first, and at most. A rebalance takes about as long.
 const AGAIN: Duration = Duration::from_millis(10);
@@ -217,6 +204,7 @@ impl Replicated {
             apply,
             watch: watch.clone(),
             ending: Arc::clone(&ending),
+            rewriting: VecDeque::new(),
         };
         let writing = thread::Builder::new()
             .name("hapax-journal".into())
@@ -265,15 +253,18 @@ impl Replicated {
         settled
     }
 
-    /// Writes what is open in a partition again, with where it stands, so that no frame before is needed for it. How many
-    /// bytes that was is told once it is committed; nothing is told where it was not.
+    /// Writes what is open in a partition again, with where it stands, so that no frame before is needed for it (`rewrite.rs`). How
+    /// many bytes that was is told once all of it is committed; nothing is told where it was not.
     ///
-    /// It is what the store has when everything before is applied, written before anything after: so it is what is open,
-    /// whatever its task has submitted meanwhile.
-    pub(crate) fn rewrite(&self, id: PartitionId, gate: Gate) -> mpsc::Receiver<u64> {
+    /// What of the changelog is not applied yet is not in `store`, and may not be written again: it lies behind everything that is.
+    pub(crate) fn rewrite(&self, store: &dyn Store, id: PartitionId, gate: Gate) -> mpsc::Receiver<u64> {
         let (done, rewritten) = mpsc::channel();
-        // Where the journal has ended the other end is dropped, which says so.
-        let _ = self.orders.send(Order::Rewrite(Rewrite { id, gate, done }));
+        match Rewrite::of(store, id, gate, done) {
+            // Where the journal has ended the other end is dropped, which says so.
+            Ok(rewrite) => drop(self.orders.send(Order::Rewrite(rewrite))),
+            // Whoever writes to it finds out more.
+            Err(error) => tracing::warn!(%error, "what is open could not be read, and is not written again"),
+        }
         rewritten
     }
 }
@@ -301,35 +292,44 @@ struct Writer<T> {
     apply: mpsc::SyncSender<Applied>,
     watch: Watch,
     ending: Arc<AtomicBool>,
+    /// Partitions of which something is to be written again.
+    rewriting: VecDeque<Rewrite>,
 }
 
 impl<T: Transactions> Writer<T> {
     /// Writes until every handle is gone, or says why it writes no more.
     fn serve(mut self, inbox: &mpsc::Receiver<Order>) -> Result<(), String> {
         let mut group = Vec::new();
-        while let Ok(first) = inbox.recv() {
-            let mut between = None;
+        loop {
+            // While something is written again, portions of that and the groups of others take turns.
+            let mut next = match self.rewriting.is_empty() {
+                true => inbox.recv().map_err(mpsc::TryRecvError::from),
+                false => inbox.try_recv(),
+            };
+            if matches!(next, Err(mpsc::TryRecvError::Disconnected)) {
+                return Ok(());
+            }
+            let mut settling = None;
             let mut entries = 0;
-            let mut next = Some(first);
-            while let Some(order) = next {
+            while let Ok(order) = next {
                 match order {
                     Order::Submit(submission) => {
                         entries += submission.entries();
                         group.push(submission);
                     }
                     Order::Settle(done) => {
-                        between = Some(Between::Settle(done));
+                        settling = Some(done);
                         break;
                     }
                     Order::Rewrite(rewrite) => {
-                        between = Some(Between::Rewrite(rewrite));
+                        self.rewriting.push_back(rewrite);
                         break;
                     }
                 }
                 if group.len() >= GROUP_MAX || entries >= ENTRIES_MAX {
                     break;
                 }
-                next = inbox.try_recv().ok();
+                next = inbox.try_recv();
             }
             if let Err(why) = self.write(&mut group) {
                 for submission in group.drain(..) {
@@ -337,64 +337,11 @@ impl<T: Transactions> Writer<T> {
                 }
                 return Err(why);
             }
-            match between {
-                None => {}
-                Some(Between::Settle(done)) => self.hand_on(Applied::Settle(done))?,
-                Some(Between::Rewrite(rewrite)) => self.rewrite(&rewrite)?,
+            if let Some(done) = settling {
+                self.hand_on(Applied::Settle(done))?;
             }
+            self.rewrite_some()?;
         }
-        Ok(())
-    }
-
-    fn rewrite(&mut self, of: &Rewrite) -> Result<(), String> {
-        let (applied, settled) = mpsc::channel();
-        self.hand_on(Applied::Settle(applied))?;
-        // The applier says itself why it has ended.
-        if settled.recv().is_err() {
-            return Err("the store takes no more writes".to_owned());
-        }
-        let known = self.store.load(of.id);
-        let known = known.map_err(|error| crate::error::chain(&error))?;
-        let Some(position) = known.position else {
-            return Ok(());
-        };
-        let mut open = known.open.into_iter().peekable();
-        let mut bytes = 0;
-        loop {
-            let mut changes = Changes::new(of.id);
-            let mut room = REWRITE_BYTES;
-            while let Some(record) =
-                open.next_if(|record| changes.opened.is_empty() || record.bytes() <= room)
-            {
-                room = room.saturating_sub(record.bytes());
-                changes.opened.push(record);
-            }
-            // Where it stands already: this moves nothing.
-            changes.position = Some(Position {
-                written_ms: self.rules.clock.wall_ms(),
-                ..position
-            });
-            let acks = Arc::new(Acks::default());
-            let mut group = vec![Submission {
-                gate: of.gate.clone(),
-                acks: Arc::clone(&acks),
-                number: 1,
-                changes,
-                letters: Vec::new(),
-                stands: None,
-            }];
-            self.write(&mut group)?;
-            if acks.state().is_err() {
-                return Ok(());
-            }
-            bytes += self.bytes.get(&of.id).copied().unwrap_or(0);
-            if open.peek().is_none() {
-                break;
-            }
-        }
-        // Whoever asked may have gone.
-        let _ = of.done.send(bytes);
-        Ok(())
     }
 
     /// Writes one group; afterwards `group` is empty, and each of it is on its way to the store or refused.

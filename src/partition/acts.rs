@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::hold::{Loads, Name};
 use super::leave::by_message;
-use super::work::{Holder, Keys, OpenId, Phase, Resting, RestingState, WorkId};
+use super::work::{Claimant, Holder, Keys, OpenId, Phase, Resting, RestingState, WorkId};
 use super::{Asked, Partition, Who};
 use crate::act::{Act, Answer, Answered, Order, Said};
 use crate::broker::Letter;
@@ -391,18 +391,19 @@ impl Partition {
         self.changes.closed.push((token, closed));
         let about = known.map_or(Offset(-1), |known| known.offset);
         self.note_act(acting, index, about, token);
+        let at = Offset(-1);
         let place = self.resting.insert(Resting {
             keys: Keys::One(token),
-            offset: Offset(-1),
+            offset: at,
             attempts: 0,
             since_ms: self.wiring.clock.wall_ms(),
             first_seen_ms: now_ms,
             state: RestingState::Decided,
-            behind: Vec::new(),
             order: None,
             is_its_turn: false,
         });
-        self.index.claim(token, Holder::Resting(place));
+        let who = Holder::Resting(place);
+        self.index.give(token, Claimant { at, who });
         acting.places.push(place);
     }
 

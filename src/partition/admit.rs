@@ -99,7 +99,13 @@ impl Partition {
                 is_blocked: false,
             });
         }
+        // Nothing here depends on an answer, so that the next question does not wait for it either.
         for read in &mut reads {
+            let own = keys.get(read.keys.clone()).unwrap_or_default();
+            read.meets_rest = own.iter().fold(false, |may, key| may | self.index.may_rest(key));
+            read.is_blocked = read.order.is_some_and(|order| self.blocked_sieve.may_have(order));
+        }
+        for read in reads.iter_mut().filter(|read| read.meets_rest | read.is_blocked) {
             let own = keys.get(read.keys.clone()).unwrap_or_default();
             read.meets_rest = own.iter().any(|key| self.index.rests(key));
             read.is_blocked = read.order.is_some_and(|order| self.blocked.contains_key(&order));
@@ -181,28 +187,47 @@ impl Partition {
     /// The same for a message none of whose keys a record at rest had when its batch was taken: none has come to rest since.
     fn enter_fresh(&mut self, id: WorkId) {
         let Some(work) = self.works.get(id) else { return };
-        if let Keys::One(key) = work.keys {
-            match self.index.claim_fresh(key, id) {
-                None => self.ask_for(id, &Keys::One(key), None),
-                Some(first) => self.wait_behind(id, first),
-            }
-        } else {
-            self.enter(id);
+        let Keys::One(key) = work.keys else {
+            return self.enter(id);
+        };
+        match self.index.claim_fresh(key, work.offset(), id) {
+            None => self.ask_for(id, &Keys::One(key), None),
+            Some(Holder::Work(first)) => self.wait_behind(id, first),
+            Some(Holder::Resting(_)) => self.enter(id),
         }
     }
 
-    /// Enters every key that nobody holds, and returns who holds another: work in flight before a record at rest.
+    /// Enters every key that nobody holds, and returns who holds another: work in flight before a record at rest. In the line of
+    /// those it has its place, or a later message that has only one of them would be decided before it.
     pub(super) fn claim(&mut self, id: WorkId, keys: &Keys) -> Option<Holder> {
+        let by = self.works.get(id)?.claimant(id);
+        let is_one = matches!(keys, Keys::One(_));
         let mut holder = None;
         for key in keys.as_slice() {
             // Also where it waits behind another key: a third message that has only this one must wait for it.
-            match (self.index.claim(*key, Holder::Work(id)), holder) {
-                (None, _) => {}
-                (Some(Holder::Work(own)), _) if own == id => {}
-                (Some(found), None) | (Some(found @ Holder::Work(_)), Some(Holder::Resting(_))) => {
-                    holder = Some(found)
-                }
+            let Some(mut found) = self.index.claim(*key, by).filter(|found| *found != by.who) else {
+                continue;
+            };
+            // Not held behind that record before somebody who waits for work, and cannot be held yet: after a crash the one that
+            // is held would be judged before the other has come again.
+            if let Holder::Resting(open) = found
+                && !self.is_about(open, id)
+            {
+                found = self.index.stalled_before(key, by).unwrap_or(found);
+            }
+            let knows_it = is_one && matches!(found, Holder::Work(_));
+            if !knows_it {
+                self.index.wait(*key, by);
+            }
+            match (found, holder) {
+                (_, None) | (Holder::Work(_), Some(Holder::Resting(_))) => holder = Some(found),
                 _ => {}
+            }
+        }
+        if !is_one {
+            let is_stalled = matches!(holder, Some(Holder::Work(_)));
+            for key in keys.as_slice() {
+                self.index.stall(key, by, is_stalled);
             }
         }
         holder
@@ -306,6 +331,5 @@ fn taken(
         ending: None,
         closing: None,
         held_for: None,
-        held_behind: None,
     }
 }

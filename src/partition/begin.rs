@@ -58,7 +58,7 @@ impl Partition {
             let has_run = work.open_at.is_some();
             let may_be_blocked = !has_run && work.unblocked_at != self.blocks;
             if may_be_blocked && work.order.is_some_and(|order| self.blocked.contains_key(&order)) {
-                self.hold(id, HeldFor::Key, None);
+                self.hold(id, HeldFor::Key);
                 continue;
             }
             if let Some(order) = work.order.filter(|_| !work.owns_key) {
@@ -280,7 +280,7 @@ impl Partition {
             self.begun.pop_front();
             if self.is_forgotten(id) {
                 self.attempts.discard(id);
-                self.hold(id, HeldFor::InDoubt, None);
+                self.hold(id, HeldFor::InDoubt);
             } else if self.end_useless(id) {
                 self.attempts.discard(id);
             } else {

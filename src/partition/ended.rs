@@ -148,7 +148,7 @@ impl Partition {
         if self.may_rerun(id) {
             return self.run_again(id, why);
         }
-        self.hold(id, HeldFor::InDoubt, None);
+        self.hold(id, HeldFor::InDoubt);
     }
 
     /// Whether the downstream still remembers the child tokens of the first attempt.
@@ -179,7 +179,7 @@ impl Partition {
             return Ok(());
         }
         if guarded && !self.may_rerun(id) {
-            self.hold(id, HeldFor::InDoubt, None);
+            self.hold(id, HeldFor::InDoubt);
             return Ok(());
         }
         if self.spent_by_crashes(id) {
@@ -267,7 +267,7 @@ impl Partition {
                 if self.may_rerun(id) {
                     self.run_again(id, "the probe does not know");
                 } else {
-                    self.hold(id, HeldFor::InDoubt, None);
+                    self.hold(id, HeldFor::InDoubt);
                 }
             }
         }

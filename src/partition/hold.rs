@@ -7,11 +7,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use hashbrown::hash_map::Entry;
-
 use super::Partition;
 use super::leave::by_message;
-use super::work::{OpenId, Phase, Resting, RestingState, WorkId};
+use super::work::{Holder, Keys, OpenId, Phase, Resting, RestingState, WorkId};
 use crate::backoff::Bounds;
 use crate::clock;
 use crate::config::AfterHold;
@@ -69,7 +67,7 @@ impl Partition {
             due_ms,
             may_have_applied,
         };
-        self.hold(id, why, None);
+        self.hold(id, why);
     }
 
     /// How long a message is held for its next attempt. The doubling starts after those in place.
@@ -186,13 +184,11 @@ impl Partition {
     }
 
     fn blocked_of(&mut self, order: u64) -> &mut Blocked {
-        match self.blocked.entry(order) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                self.blocks += 1;
-                entry.insert(Blocked::default())
-            }
+        if !self.blocked.contains_key(&order) {
+            self.blocks += 1;
+            self.blocked_sieve.add(order, self.blocked.keys().copied());
         }
+        self.blocked.entry(order).or_default()
     }
 
     /// Everything is taken up: whoever waits for nobody runs.
@@ -300,18 +296,50 @@ impl Partition {
         self.resting.get(id).map(|resting| (id, resting.name()))
     }
 
-    /// Asks for their bytes, and for those of whatever is held behind their tokens: it is judged by how they end.
+    /// Asks for their bytes.
     pub(super) fn load(&self, ids: Vec<(OpenId, Name)>) -> Loads {
-        let mut names: Vec<Name> = Vec::with_capacity(ids.len());
-        let mut behind: Vec<OpenId> = ids.iter().map(|(id, _)| *id).collect();
-        while let Some(id) = behind.pop() {
-            if let Some(resting) = self.resting.get(id) {
-                names.push(resting.name());
-                behind.extend(&resting.behind);
-            }
-        }
+        let names = ids.iter().map(|(_, name)| *name).collect();
         let answer = self.wiring.lookups.load_open(self.id, names);
         Loads { ids, answer }
+    }
+
+    /// Somebody has left that token, or its line: whoever is held behind it and has it next is judged, by how that ended; so many
+    /// at a time, and the others when these have ended.
+    pub(super) fn free_next(&mut self, key: &TokenKey, most: usize) {
+        let Some(Holder::Resting(first)) = self.index.get(key) else {
+            return;
+        };
+        if !self.may_be_freed(first) {
+            return;
+        }
+        let line = self.index.line(key).map(|next| next.who);
+        let others = line.filter(|who| *who != Holder::Resting(first));
+        let others = others.map_while(|who| match who {
+            Holder::Resting(id) if self.waits_for_one(id) => Some(id),
+            _ => None,
+        });
+        let ids: Vec<OpenId> = std::iter::once(first).chain(others).take(most).collect();
+        for id in ids {
+            if let Some(resting) = self.resting.get_mut(id) {
+                resting.is_its_turn = true;
+                self.freed.push_back((id, resting.name()));
+            }
+        }
+    }
+
+    /// Whether it is held behind its token, and everyone before it in the line of each of its keys has left.
+    fn may_be_freed(&self, id: OpenId) -> bool {
+        let Some(resting) = self.resting.get(id) else {
+            return false;
+        };
+        let is_next = |key: &TokenKey| self.index.get(key) == Some(Holder::Resting(id));
+        resting.is_behind_its_token() && !resting.is_its_turn && resting.keys.as_slice().iter().all(is_next)
+    }
+
+    /// Whether it is held behind its only token.
+    fn waits_for_one(&self, id: OpenId) -> bool {
+        let resting = self.resting.get(id).filter(|resting| !resting.is_its_turn);
+        resting.is_some_and(|resting| resting.is_behind_its_token() && matches!(resting.keys, Keys::One(_)))
     }
 
     /// What was due is here.

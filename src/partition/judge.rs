@@ -4,7 +4,7 @@
 //! A redelivery completes silently *before* any policy is asked: the same offset was decided once, whatever the
 //! decision was. Only an outcome suppresses (Inv 2).
 
-use super::work::{Holder, Keys, OpenId, Origin, Phase, RestingState, Work, WorkId};
+use super::work::{Claimant, Holder, Keys, OpenId, Origin, Phase, RestingState, Work, WorkId};
 use super::{Partition, Stop, Who};
 use crate::accounts::Account;
 use crate::config::{AfterFailure, Expired, Mode, OnMismatch};
@@ -91,14 +91,10 @@ impl Partition {
         let commit_point = self.ledger.commit_point().next;
         let rank = |closed: &Closed| {
             let is_inside = self.counts(work.judged_ms, closed, commit_point);
-            let suppresses = match &closed.end {
-                End::Done(_) | End::Invalidated(_) => true,
-                End::Failed(reason) => !self.runs_after(*reason),
-                End::Forgotten => false,
-            };
+            let decides = self.suppresses(closed) || matches!(closed.end, End::Invalidated(_));
             (
                 self.is_redelivery_of(id, closed),
-                is_inside && suppresses,
+                is_inside && decides,
                 is_inside,
                 closed.offset,
             )
@@ -121,28 +117,35 @@ impl Partition {
             }
             _ => false,
         };
-        let suppresses = match &closed.end {
-            End::Done(_) => true,
-            End::Failed(reason) => !self.runs_after(*reason),
-            End::Invalidated(_) | End::Forgotten => false,
-        };
         let commit_point = self.ledger.commit_point().next;
-        suppresses
+        self.suppresses(closed)
             && self.counts(work.judged_ms, closed, commit_point)
             && keys.as_slice().iter().all(is_later)
     }
 
-    /// Closed at its own offset, or (after a run by `after_failure`) at a higher one: this delivery was decided before.
+    /// Closed at its own offset, or (after a run by `after_failure`) at a higher one: this delivery was decided before. So was what
+    /// was held, and goes by its position, where that has a record: it was delivered again, and decided as that.
     fn is_redelivery_of(&self, id: WorkId, closed: &Closed) -> bool {
-        let is_taken = |work: &super::work::Work| matches!(work.origin, Origin::Taken(_));
+        let is_meant = |work: &Work| matches!(work.origin, Origin::Taken(_)) || work.refused.is_some();
         self.works
             .get(id)
-            .is_some_and(|work| is_taken(work) && closed.offset >= work.offset())
+            .is_some_and(|work| is_meant(work) && closed.offset >= work.offset())
     }
 
     fn redelivered(&mut self, id: WorkId, closed: &Closed) {
         self.wiring.meters.redeliveries.increment(1);
-        self.finish(id, Account::Redelivery, Some(closed));
+        let open = self
+            .works
+            .get_mut(id)
+            .and_then(|work| Some((work.open_at.take()?, work)));
+        let Some((name, work)) = open else {
+            return self.finish(id, Account::Redelivery, Some(closed));
+        };
+        // Its record goes, or every start would judge it again.
+        work.phase = Phase::Recording;
+        work.closing = Some((Account::Redelivery, closed.clone()));
+        self.changes.removed.push(name);
+        self.changed.push(id);
     }
 
     /// Its token is closed. `hits` are the records of its keys, `None` where it shares an outcome of its one key.
@@ -185,6 +188,35 @@ impl Partition {
         let policy = &self.wiring.policy;
         let is_open_to_doubt = policy.class.is_guarded() && reason.leaves_doubt();
         policy.after_failure == AfterFailure::Run && !is_open_to_doubt
+    }
+
+    /// Whether a later message of its token does not run, and is no failure either.
+    pub(super) fn suppresses(&self, closed: &Closed) -> bool {
+        match &closed.end {
+            End::Done(_) => true,
+            End::Failed(reason) => !self.runs_after(*reason),
+            End::Invalidated(_) | End::Forgotten => false,
+        }
+    }
+
+    /// Whether this work shares a durable outcome of its only token now: nobody has the token, or has it as a duplicate of the
+    /// same outcome. Those are recorded together, and not one after another: there may be thousands.
+    pub(super) fn may_share(&mut self, id: WorkId, closed: &Closed) -> bool {
+        // One that goes by its position is asked about that.
+        let Some(work) = self.works.get(id).filter(|work| work.refused.is_none()) else {
+            return false;
+        };
+        let Keys::One(key) = work.keys else { return false };
+        let (by, judged_ms) = (work.claimant(id), work.judged_ms);
+        match self.index.claim(key, by) {
+            None => true,
+            Some(Holder::Work(other)) => {
+                let commit_point = self.ledger.commit_point().next;
+                let is_duplicate = self.suppresses(closed) && self.counts(judged_ms, closed, commit_point);
+                is_duplicate && self.works.get(other).is_some_and(|other| other.shares(closed))
+            }
+            Some(Holder::Resting(_)) => false,
+        }
     }
 
     /// Its token is new, or as good as new.
@@ -255,9 +287,9 @@ impl Partition {
         }
         let is_held = work.open_at.is_some();
         let written = self.written_by(id, closed, hits);
-        if let Some(answer) = self.answer_to(id, closed) {
+        if let Some(mut answer) = self.answer_to(id, closed) {
             if let Some(written) = written {
-                self.write_for_duplicate(written);
+                answer.closed = self.write_for_duplicate(written);
             }
             return self.by_position(id, |work| work.answer = Some(answer));
         }
@@ -330,18 +362,30 @@ impl Partition {
         match resting.state {
             RestingState::Begun { .. } => self.take_over(id, open),
             RestingState::Decided => self.wait_for_act(id),
-            RestingState::Held(_) => {
-                let own = self.works.get(id).map(super::work::Work::offset);
-                let behind = resting.behind.iter().filter_map(|open| self.resting.get(*open));
-                if own == Some(resting.offset) || behind.map(|r| Some(r.offset)).any(|offset| offset == own) {
-                    // It is held already: recorded, and so complete.
-                    self.wiring.meters.redeliveries.increment(1);
-                    self.finish(id, Account::Redelivery, None);
-                } else {
-                    self.hold(id, HeldFor::Token, Some(open));
-                }
+            // Recorded, and so complete.
+            RestingState::Held(_) if self.is_held_already(id) => {
+                self.wiring.meters.redeliveries.increment(1);
+                self.finish(id, Account::Redelivery, None);
             }
+            RestingState::Held(_) => self.hold(id, HeldFor::Token),
         }
+    }
+
+    /// Whether a record at rest keeps this very message: one that has its token, or one that waits for it.
+    pub(super) fn is_held_already(&self, id: WorkId) -> bool {
+        let Some(work) = self.works.get(id) else {
+            return false;
+        };
+        let offset = work.offset();
+        let is_there = |key: &TokenKey| {
+            let has_it = match self.index.get(key) {
+                Some(Holder::Resting(open)) => self.resting.get(open),
+                _ => None,
+            };
+            let has_it = has_it.is_some_and(|resting| resting.is_held() && resting.offset == offset);
+            has_it || self.index.waits_at(key, offset)
+        };
+        work.keys.as_slice().iter().any(is_there)
     }
 
     /// Begun, and its owner is gone: this message takes the in-doubt row.
@@ -355,11 +399,6 @@ impl Partition {
         let Some(work) = self.works.get_mut(id) else {
             return;
         };
-        // Whoever is held behind it waits for this work now.
-        for behind in resting.behind {
-            let name = self.resting.get(behind).map(super::work::Resting::name);
-            self.freed.extend(name.map(|name| (behind, name)));
-        }
         work.attempts = resting.attempts;
         work.since_ms = resting.since_ms;
         work.open_at = Some((resting.keys.first(), resting.offset));
@@ -371,27 +410,28 @@ impl Partition {
         let own = work.keys.as_slice().iter();
         keys.extend(own.filter(|key| !resting.keys.as_slice().contains(key)));
         work.keys = Keys::of(&keys);
-        self.hand_over(&keys, Holder::Resting(open), Holder::Work(id));
+        let own = work.claimant(id);
+        self.hand_over(&keys, resting.claimant(open), own);
         if !not_applied {
             self.wiring.meters.in_doubt("crash");
         }
         self.run_anew(id);
     }
 
-    /// Gives the keys that `from` holds, and those that nobody holds, to another.
-    pub(super) fn hand_over(&mut self, keys: &[TokenKey], from: Holder, to: Holder) {
+    /// Gives the keys that `from` holds, and its places in the lines of others, to another.
+    pub(super) fn hand_over(&mut self, keys: &[TokenKey], from: Claimant, to: Claimant) {
         for key in keys {
-            self.index.leave(key, from);
-            self.index.claim(*key, to);
+            self.index.hand_over(*key, from, to);
         }
     }
 
-    /// Takes every key that this work holds out of the index.
+    /// Takes every key that this work holds, or waits for, out of the index.
     pub(super) fn leave_index(&mut self, id: WorkId) {
         let Some(work) = self.works.get(id) else { return };
+        let own = work.claimant(id);
         let refused = work.refused.as_ref().map_or(&[][..], |keys| keys.as_slice());
         for key in work.keys.as_slice().iter().chain(refused) {
-            self.index.leave(key, Holder::Work(id));
+            self.index.leave(key, own);
         }
     }
 }

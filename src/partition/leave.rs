@@ -2,13 +2,13 @@
 //!
 //! Their bytes are in the store, so they are loaded first. A partition that goes to another member takes what is held
 //! above the commit point with it, because Kafka delivers it again; what is held below exists nowhere else and goes to
-//! the dead-letter topic. So does what is held for longer than `held_age`, and whoever was held behind it is judged by
+//! the dead-letter topic. So does what is held for longer than `held_age`, and whoever is held behind it is judged by
 //! that outcome (Inv 2).
 
 use hashbrown::HashMap;
 
 use super::hold::{LOAD_MAX, Loads, Name};
-use super::work::{Holder, OpenId, Origin, Phase, Resting, RestingState, WorkId};
+use super::work::{Holder, OpenId, Origin, Phase, Resting, WorkId};
 use super::{Draining, Leaving, Partition};
 use crate::clock;
 use crate::message::Offset;
@@ -93,12 +93,18 @@ impl Partition {
     fn leave_too_old(&mut self, ids: &[(OpenId, Name)], of: &ByMessage<'_>) {
         let mut given_up = Vec::new();
         for (id, name) in ids {
-            // It may have followed another already.
             let resting = self.resting.get(*id).filter(|resting| resting.name() == *name);
-            let Some(state) = resting.map(|resting| resting.state) else {
+            let Some(resting) = resting else { continue };
+            let is_behind = resting.is_behind_its_token();
+            // What it is held behind is ending: it is judged by that.
+            let key = resting.keys.first();
+            if is_behind && matches!(self.index.get(&key), Some(Holder::Work(_))) {
+                if let Some((work, _)) = self.follow(*id, of) {
+                    self.leaving_works.insert(work);
+                    self.enter(work);
+                }
                 continue;
-            };
-            let is_behind = state == RestingState::Held(HeldFor::Token);
+            }
             let followed = self.follow(*id, of);
             given_up.extend(followed.map(|(work, since_ms)| (work, since_ms, is_behind)));
         }
@@ -111,44 +117,15 @@ impl Partition {
         }
     }
 
-    /// Makes work of a record at rest, and of whatever is held behind it.
+    /// Makes work of a record at rest.
     pub(super) fn follow(&mut self, id: OpenId, of: &ByMessage<'_>) -> Option<(WorkId, i64)> {
-        let mut follows = vec![(id, None)];
-        let mut work_of_first = None;
-        while let Some((id, first)) = follows.pop() {
-            let Some(name) = self.resting.get(id).map(Resting::name) else {
-                continue;
-            };
-            let Some(open) = of.get(&name) else {
-                // Held behind it since they were asked for: it is asked for by itself, and judged by how this one ends.
-                if first.is_some() {
-                    self.freed.push_back((id, name));
-                }
-                continue;
-            };
-            let Some(resting) = self.take_resting(id) else {
-                continue;
-            };
-            let phase = first.map_or(Phase::Judging, |_| Phase::Behind);
-            let Some(work) = self.revive(open, phase) else {
-                continue;
-            };
-            if let Some(work) = self.works.get_mut(work) {
-                work.blocks = resting.order;
-            }
-            if let Some(first) = first {
-                self.wait_behind(work, first);
-            }
-            work_of_first.get_or_insert((work, resting.since_ms));
-            follows.extend(
-                resting
-                    .behind
-                    .into_iter()
-                    .rev()
-                    .map(|behind| (behind, Some(work))),
-            );
+        let open = of.get(&self.resting.get(id)?.name())?;
+        let resting = self.take_resting(id)?;
+        let work = self.revive(open, Phase::Judging)?;
+        if let Some(work) = self.works.get_mut(work) {
+            work.blocks = resting.order;
         }
-        work_of_first
+        Some((work, resting.since_ms))
     }
 
     /// What the dead letter says of a message that was held since then.
@@ -187,18 +164,8 @@ impl Partition {
     pub(super) fn take_resting(&mut self, id: OpenId) -> Option<Resting> {
         let mut resting = self.resting.try_remove(id)?;
         resting.order = self.leave_rest(id, &resting);
-        if resting.state == RestingState::Held(HeldFor::Token) {
-            // Its number may be another's soon, and that one is not behind this token.
-            for key in resting.keys.as_slice() {
-                if let Some(Holder::Resting(first)) = self.index.get(key)
-                    && let Some(first) = self.resting.get_mut(first)
-                {
-                    first.behind.retain(|behind| *behind != id);
-                }
-            }
-        }
         for key in resting.keys.as_slice() {
-            self.index.leave(key, Holder::Resting(id));
+            self.index.leave(key, resting.claimant(id));
         }
         Some(resting)
     }

@@ -36,6 +36,7 @@ mod redrive;
 mod replies;
 mod resting;
 mod restore;
+mod sieve;
 mod starts;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
@@ -155,6 +156,7 @@ pub(crate) struct Partition {
     retry_due: BTreeSet<(i64, OpenId)>,
     /// Keys of which a message is held.
     blocked: HashMap<u64, Blocked>,
+    blocked_sieve: sieve::Sieve,
     /// How often one more key came to be held up.
     blocks: u64,
     /// Held messages whose key is theirs now.
@@ -274,6 +276,7 @@ impl Partition {
             due: Vec::new(),
             retry_due: BTreeSet::new(),
             blocked: HashMap::new(),
+            blocked_sieve: sieve::Sieve::default(),
             blocks: 0,
             freed: VecDeque::new(),
             loads: None,

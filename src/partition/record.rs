@@ -7,7 +7,8 @@
 
 use futures_util::FutureExt as _;
 
-use super::work::{Holder, OpenId, Origin, Phase, Resting, RestingState, WorkId};
+use super::hold::LOAD_MAX;
+use super::work::{Claimant, Holder, Keys, Origin, Phase, Resting, RestingState, WorkId};
 use super::{Partition, Stop};
 use crate::accounts::Account;
 use crate::broker::{self, Letter};
@@ -88,7 +89,7 @@ impl Partition {
     }
 
     /// Keeps a message for a verdict, or behind the token that is open.
-    pub(super) fn hold(&mut self, id: WorkId, why: HeldFor, behind: Option<OpenId>) {
+    pub(super) fn hold(&mut self, id: WorkId, why: HeldFor) {
         self.take_fingerprint(id);
         self.note_hold(id, why);
         self.free_slot(id);
@@ -100,7 +101,6 @@ impl Partition {
             work.since_ms = wall_ms;
         }
         work.phase = Phase::Holding;
-        work.held_behind = behind;
         work.held_for = Some(why);
         let message = Kept::copy_of(&work.raw());
         self.count_held(message.bytes());
@@ -211,12 +211,8 @@ impl Partition {
             return;
         };
         let Some(why) = work.held_for else { return };
-        let (behind, offset) = (work.held_behind, work.offset());
-        let behind = behind.filter(|first| self.have_a_key_in_common(id, *first));
         // It waited twice behind its token: found in the store, and delivered again. They share one record.
-        let first = behind.and_then(|first| self.resting.get(first));
-        let is_held = |behind: &OpenId| self.resting.get(*behind).is_some_and(|r| r.offset == offset);
-        if first.is_some_and(|first| first.behind.iter().any(is_held)) {
+        if why == HeldFor::Token && self.is_held_already(id) {
             let bytes = Kept::copy_of(&work.raw()).bytes();
             self.uncount_held(bytes);
             self.wiring.meters.redeliveries.increment(1);
@@ -238,35 +234,23 @@ impl Partition {
             since_ms: work.since_ms,
             first_seen_ms: work.first_seen_ms(),
             state: RestingState::Held(why),
-            behind: Vec::new(),
             is_its_turn: false,
         };
-        let (keys, name) = (work.keys.clone(), resting.name());
+        let (keys, own) = (work.keys.clone(), work.claimant(id));
+        let at = own.at;
         let open = self.resting.insert(resting);
-        if let Some(first) = behind.and_then(|first| self.resting.get_mut(first)) {
-            first.behind.push(open);
-        }
-        // Behind another token too: a message that has only one of its other keys has to meet it.
-        self.hand_over(keys.as_slice(), Holder::Work(id), Holder::Resting(open));
+        let who = Holder::Resting(open);
+        self.hand_over(keys.as_slice(), own, Claimant { at, who });
         self.finish(id, Account::Held, None);
         match why {
             HeldFor::Retry { due_ms, .. } => {
                 self.retry_due.insert((due_ms, open));
             }
             HeldFor::Key => self.held_behind_key(order, open),
-            // The record left its rest while this one was on the way to the disk, and nobody will come back for it.
-            HeldFor::Token if behind.is_none() => self.freed.push_back((open, name)),
-            HeldFor::InDoubt | HeldFor::Token => {}
+            // Whoever it was held behind may have left while this was on the way to the disk, and nobody will come back for it.
+            HeldFor::Token => keys.as_slice().iter().for_each(|key| self.free_next(key, 1)),
+            HeldFor::InDoubt => {}
         }
-    }
-
-    /// Whether that record is the one that this work is held behind: another may have its number by now.
-    fn have_a_key_in_common(&self, id: WorkId, open: OpenId) -> bool {
-        let (Some(work), Some(resting)) = (self.works.get(id), self.resting.get(open)) else {
-            return false;
-        };
-        let keys = resting.keys.as_slice();
-        work.keys.as_slice().iter().any(|key| keys.contains(key))
     }
 
     /// The message is complete. Whoever waited behind it shares a durable outcome, or is judged anew.
@@ -302,18 +286,23 @@ impl Partition {
         let is_own = matches!(account, Account::Done | Account::Failed | Account::Skipped)
             || work.keys.as_slice().len() == 1;
         let closed = closed.filter(|_| is_own && work.refused.is_none());
+        // A duplicate that was told so went by its position; what it was told of its only token stands.
+        let has_one = matches!(work.refused.as_deref(), Some(Keys::One(_)));
+        let told = work.answer.as_ref().filter(|_| has_one);
+        let closed = closed.or(told.map(|answer| &answer.closed));
         for waiter in work.behind {
-            let Some(waiting) = self.works.get(waiter) else {
-                continue;
-            };
-            let key = waiting.keys.first();
-            let single = waiting.keys.as_slice().len() == 1;
             match closed {
                 // The outcome is durable, and nobody has opened the token since: no look-up is needed to share it.
-                Some(closed) if single && self.index.claim(key, Holder::Work(waiter)).is_none() => {
-                    self.meets_closed(waiter, closed, None);
-                }
+                Some(closed) if self.may_share(waiter, closed) => self.meets_closed(waiter, closed, None),
                 _ => self.enter(waiter),
+            }
+        }
+        let refused = work.refused.iter().flat_map(|keys| keys.as_slice());
+        for key in work.keys.as_slice().iter().chain(refused) {
+            if self.index.has_line(key) {
+                // Whoever runs has the others behind it again: the first alone, then.
+                let most = closed.map_or(1, |closed| if self.suppresses(closed) { LOAD_MAX } else { 1 });
+                self.free_next(key, most);
             }
         }
     }

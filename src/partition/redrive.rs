@@ -112,7 +112,7 @@ impl Partition {
             // There is no record of it yet.
             work.open_at = None;
         }
-        self.hold(work, why, None);
+        self.hold(work, why);
         self.note_act(
             acting,
             index,

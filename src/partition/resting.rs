@@ -115,7 +115,6 @@ impl Found {
             since_ms: open.since_ms,
             first_seen_ms: open.first_seen_ms,
             state,
-            behind: Vec::new(),
             order,
             is_its_turn: false,
         };
@@ -125,7 +124,7 @@ impl Found {
     pub(super) fn is_behind_its_token(&self) -> bool {
         match &self.0 {
             Kind::Whole(open) => open.is_behind_its_token(),
-            Kind::Resting(resting, _) => resting.state == RestingState::Held(HeldFor::Token),
+            Kind::Resting(resting, _) => resting.is_behind_its_token(),
         }
     }
 

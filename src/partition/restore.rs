@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::Partition;
+use super::hold::LOAD_MAX;
 use super::resting::{Found, Kind};
-use super::work::{Ending, Holder, Keys, Origin, Phase, Resting, RestingState, Work, WorkId};
+use super::work::{Claimant, Ending, Holder, Keys, Origin, Phase, Resting, Work, WorkId};
 use crate::accounts::Account;
 use crate::outcome::{End, HeldFor, Open, Reason, Stage, Stored, Verdict};
-use crate::token::TokenKey;
 
 impl Partition {
     /// Takes up what an earlier assignment left open. Begun records wait for their message to be delivered again;
@@ -24,19 +24,15 @@ impl Partition {
             }
         }
         // Whoever is held behind a token comes after the record that holds it, which may have the higher offset: a
-        // message can be held that was passed over as a duplicate before. And so on, behind each of these.
-        loop {
-            let has_holder = |found: &Found| self.holder_of(found.keys()).is_some();
-            let (next, rest): (Vec<_>, Vec<_>) = behind.into_iter().partition(has_holder);
-            let is_last = next.is_empty();
-            let (turn, rest) = if is_last { (rest, next) } else { (next, rest) };
-            for found in turn {
-                self.take_up(found);
-            }
-            if is_last {
-                break;
-            }
-            behind = rest;
+        // message can be held that was passed over as a duplicate before.
+        let mut keys = Vec::with_capacity(behind.len());
+        for found in behind {
+            keys.extend_from_slice(found.keys());
+            self.take_up(found);
+        }
+        // Where no record holds it, it is judged next: by the outcome of the work that has it, or by what the store says.
+        for key in keys {
+            self.free_next(&key, LOAD_MAX);
         }
         self.run_next_of_all();
     }
@@ -116,30 +112,18 @@ impl Partition {
         self.count_held(open.bytes());
     }
 
-    /// It rests. Held behind a token that no record at rest has, it is judged next: by the outcome of the work that has
-    /// it, or by what the store says.
     fn rest(&mut self, mut resting: Resting) {
-        let is_behind = resting.state == RestingState::Held(HeldFor::Token);
-        let holder = self.holder_of(resting.keys.as_slice()).filter(|_| is_behind);
+        let is_behind = resting.is_behind_its_token();
         let order = resting.order.take();
-        let (keys, name) = (resting.keys.clone(), resting.name());
+        let (keys, at) = (resting.keys.clone(), resting.offset);
         let id = self.resting.insert(resting);
-        match holder {
-            Some(Holder::Resting(first)) => {
-                if let Some(first) = self.resting.get_mut(first) {
-                    first.behind.push(id);
-                }
-            }
-            _ if is_behind => self.freed.push_back((id, name)),
-            _ => self.rest_with_key(id, order),
-        }
+        let who = Holder::Resting(id);
         for key in keys.as_slice() {
-            self.index.claim(*key, Holder::Resting(id));
+            self.index.give(*key, Claimant { at, who });
         }
-    }
-
-    fn holder_of(&self, keys: &[TokenKey]) -> Option<Holder> {
-        keys.iter().find_map(|key| self.index.get(key))
+        if !is_behind {
+            self.rest_with_key(id, order);
+        }
     }
 
     /// What an operator decided while the consumer was stopped, or before it ended.
@@ -257,11 +241,16 @@ impl Partition {
             ending: None,
             closing: None,
             held_for: None,
-            held_behind: None,
-            keys,
+            keys: keys.clone(),
         });
-        for key in &open.keys {
-            self.index.claim(*key, Holder::Work(id));
+        if open.is_behind_its_token() {
+            // Not before whoever has come again since, with a lower offset: it may be what has to be decided first.
+            self.claim(id, &keys);
+        } else {
+            let own = self.works.get(id)?.claimant(id);
+            for key in keys.as_slice() {
+                self.index.give(*key, own);
+            }
         }
         Some(id)
     }

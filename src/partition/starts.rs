@@ -269,7 +269,7 @@ impl Partition {
             self.goes(id);
             self.forgive(id, since);
             if self.is_forgotten(id) {
-                self.hold(id, HeldFor::InDoubt, None);
+                self.hold(id, HeldFor::InDoubt);
             } else if !self.end_useless(id) {
                 self.prepare(id)?;
             }

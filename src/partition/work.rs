@@ -1,10 +1,12 @@
 //! Work: one message on its way through a partition task, and the index of every open token.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
+use super::sieve::Sieve;
 use crate::accounts::Account;
 use crate::broker::Letter;
 use crate::clock::Instant;
@@ -157,9 +159,8 @@ pub(super) struct Work {
     pub(super) ending: Option<Box<Ending>>,
     /// The outcome that is on its way to the disk, and the account that the message then lies in.
     pub(super) closing: Option<(Account, Closed)>,
-    /// Why it is being held, and behind which record.
+    /// Why it is being held.
     pub(super) held_for: Option<HeldFor>,
-    pub(super) held_behind: Option<OpenId>,
 }
 
 /// What a duplicate is told.
@@ -209,6 +210,24 @@ impl Work {
     pub(super) fn first_seen_ms(&self) -> i64 {
         self.judged_ms.max(self.seen_floor_ms)
     }
+
+    /// Whether it is a duplicate by that very outcome, and ends as one.
+    pub(super) fn shares(&self, closed: &Closed) -> bool {
+        let own = match (&self.closing, &self.answer) {
+            (Some((Account::Duplicate, own)), _) => own,
+            (None, Some(answer)) => &answer.closed,
+            _ => return false,
+        };
+        (own.offset, own.first_seen_ms) == (closed.offset, closed.first_seen_ms)
+    }
+
+    /// As who it claims its tokens, under that number.
+    pub(super) fn claimant(&self, id: WorkId) -> Claimant {
+        Claimant {
+            at: self.offset(),
+            who: Holder::Work(id),
+        }
+    }
 }
 
 /// An open record that no work is about: begun by somebody who is gone, or held. Its bytes stay in the store.
@@ -220,11 +239,9 @@ pub(super) struct Resting {
     pub(super) since_ms: i64,
     pub(super) first_seen_ms: i64,
     pub(super) state: RestingState,
-    /// Held behind this one: later messages of its token.
-    pub(super) behind: Vec<OpenId>,
     /// The key that it holds up, or waits for.
     pub(super) order: Option<u64>,
-    /// It waited for its key, which is its own now.
+    /// It waited for its key, or behind its token, and is on its way from the store.
     pub(super) is_its_turn: bool,
 }
 
@@ -234,9 +251,22 @@ impl Resting {
         matches!(self.state, RestingState::Held(_))
     }
 
+    /// Whether it is judged by what becomes of its token.
+    pub(super) fn is_behind_its_token(&self) -> bool {
+        self.state == RestingState::Held(HeldFor::Token)
+    }
+
     /// What its record is called.
     pub(super) fn name(&self) -> (TokenKey, Offset) {
         (self.keys.first(), self.offset)
+    }
+
+    /// As who it has its tokens, under that number.
+    pub(super) fn claimant(&self, id: OpenId) -> Claimant {
+        Claimant {
+            at: self.offset,
+            who: Holder::Resting(id),
+        }
     }
 }
 
@@ -254,16 +284,27 @@ pub(super) enum RestingState {
     Decided,
 }
 
-/// Who has a token open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Who has a token open. Of one message the record comes before the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Holder {
-    /// Work in flight.
-    Work(WorkId),
     /// A record at rest.
     Resting(OpenId),
+    /// Work in flight.
+    Work(WorkId),
 }
 
-/// Every open token of the partition, and who has it.
+/// Whoever wants a token, in the order in which it is theirs: the lower offset comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Claimant {
+    pub(super) at: Offset,
+    pub(super) who: Holder,
+}
+
+/// Every open token of the partition, who has it, and who has it next.
+///
+/// A message of several tokens may have one of them while others are still somebody else's. It is in the line of those, so that
+/// a later message does not pass it there: 9 has the tokens n and o and waits for n, o is free, and 11 has o. If 11 ran, 9 would
+/// find its token closed above itself, and pass for a redelivery of what was decided before.
 ///
 /// Records at rest lie apart from work in flight: there may be a million of them, and every message enters the index and
 /// leaves it again. In one map it would do so at a place that no cache has.
@@ -272,6 +313,23 @@ pub(super) struct Index {
     works: HashMap<TokenKey, WorkId, Uniform>,
     /// Never a key that is in the other one.
     resting: HashMap<TokenKey, u32, Uniform>,
+    /// Says of nearly every key that none of those has it.
+    sieve: Sieve,
+    /// Who waits for a key, whoever has it. Not whoever waits for work that has it and wants no other: work knows who waits behind it.
+    lines: HashMap<TokenKey, BTreeSet<Claimant>, Uniform>,
+    /// Those in a line that wait for work, and are asked about nothing until that has ended.
+    stalled: HashMap<TokenKey, BTreeSet<Claimant>, Uniform>,
+}
+
+#[cfg(test)]
+thread_local! {
+    /// What tests count instead of time: how often an index of this thread was changed, or asked for a change.
+    pub(super) static STEPS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+fn step() {
+    #[cfg(test)]
+    STEPS.set(STEPS.get() + 1);
 }
 
 impl Index {
@@ -284,62 +342,162 @@ impl Index {
         self.resting.reserve(records);
     }
 
+    /// Who has a key, or is the first in its line.
     pub(super) fn get(&self, key: &TokenKey) -> Option<Holder> {
+        self.owner(key)
+            .or_else(|| self.line(key).next().map(|first| first.who))
+    }
+
+    fn owner(&self, key: &TokenKey) -> Option<Holder> {
         let resting = || self.resting.get(key).map(|id| Holder::Resting(*id as OpenId));
         self.works.get(key).map(|id| Holder::Work(*id)).or_else(resting)
     }
 
-    /// Whether a record at rest has that key.
+    /// Who waits for a key, in their order.
+    pub(super) fn line(&self, key: &TokenKey) -> impl Iterator<Item = Claimant> {
+        self.lines.get(key).into_iter().flatten().copied()
+    }
+
+    /// Whether anybody is in the line of a key.
+    pub(super) fn has_line(&self, key: &TokenKey) -> bool {
+        !self.lines.is_empty() && self.lines.contains_key(key)
+    }
+
+    /// Whether a record of that offset waits for a key.
+    pub(super) fn waits_at(&self, key: &TokenKey, at: Offset) -> bool {
+        let first = |who| Claimant { at, who };
+        let records = first(Holder::Resting(0))..first(Holder::Work(0));
+        let line = self.lines.get(key);
+        line.is_some_and(|line| line.range(records).next().is_some())
+    }
+
+    /// Whether a record at rest may have that key, or somebody waits for it. `false` is sure.
+    pub(super) fn may_rest(&self, key: &TokenKey) -> bool {
+        self.sieve.may_have(prefix(key)) | self.has_line(key)
+    }
+
+    /// Whether a record at rest has that key, or somebody waits for it.
     pub(super) fn rests(&self, key: &TokenKey) -> bool {
-        self.resting.contains_key(key)
+        self.resting.contains_key(key) || self.has_line(key)
     }
 
-    /// The same as [`claim`](Self::claim), for work, of a key that no record at rest has.
-    pub(super) fn claim_fresh(&mut self, key: TokenKey, by: WorkId) -> Option<WorkId> {
+    /// The same as [`claim`](Self::claim), for work, of a key that no record at rest had, and nobody waited for.
+    pub(super) fn claim_fresh(&mut self, key: TokenKey, at: Offset, id: WorkId) -> Option<Holder> {
+        let who = Holder::Work(id);
+        if self.has_line(&key) {
+            return self.claim(key, Claimant { at, who });
+        }
         match self.works.entry(key) {
-            Entry::Occupied(entry) => Some(*entry.get()),
+            Entry::Occupied(entry) => Some(Holder::Work(*entry.get())),
             Entry::Vacant(entry) => {
-                entry.insert(by);
-                None
-            }
-        }
-    }
-
-    /// Gives a key that nobody has to that one; who else has it, else.
-    pub(super) fn claim(&mut self, key: TokenKey, by: Holder) -> Option<Holder> {
-        if let Some(id) = self.resting.get(&key) {
-            return Some(Holder::Resting(*id as OpenId));
-        }
-        match (self.works.entry(key), by) {
-            (Entry::Occupied(entry), _) => Some(Holder::Work(*entry.get())),
-            (Entry::Vacant(entry), Holder::Work(id)) => {
                 entry.insert(id);
                 None
             }
-            (Entry::Vacant(_), Holder::Resting(id)) => {
+        }
+    }
+
+    /// Gives a key that nobody has, or waits for before it, to that one; who does, else.
+    pub(super) fn claim(&mut self, key: TokenKey, by: Claimant) -> Option<Holder> {
+        step();
+        let first = || self.line(&key).next().filter(|first| *first < by);
+        if let Some(before) = self.owner(&key).or_else(|| first().map(|first| first.who)) {
+            return Some(before);
+        }
+        self.put(key, by);
+        None
+    }
+
+    /// Gives a key that nobody has to that one, whoever waits for it; into its line, else.
+    pub(super) fn give(&mut self, key: TokenKey, to: Claimant) {
+        step();
+        match self.owner(&key) {
+            None => self.put(key, to),
+            Some(owner) if owner == to.who => {}
+            Some(_) => self.wait(key, to),
+        }
+    }
+
+    fn put(&mut self, key: TokenKey, owner: Claimant) {
+        self.leave_line(&key, owner);
+        match owner.who {
+            Holder::Work(id) => {
+                self.works.insert(key, id);
+            }
+            Holder::Resting(id) => {
+                self.sieve.add(prefix(&key), self.resting.keys().map(prefix));
                 self.resting.insert(key, number(id));
-                None
             }
         }
     }
 
-    /// Takes the key away from that one, if it has it.
-    pub(super) fn leave(&mut self, key: &TokenKey, from: Holder) {
-        match from {
-            Holder::Work(id) => {
-                if let Entry::Occupied(entry) = self.works.entry(*key)
-                    && *entry.get() == id
-                {
+    /// Into the line of a key.
+    pub(super) fn wait(&mut self, key: TokenKey, by: Claimant) {
+        step();
+        self.lines.entry(key).or_default().insert(by);
+    }
+
+    /// Notes whether one in the line of a key waits for work.
+    pub(super) fn stall(&mut self, key: &TokenKey, by: Claimant, is_stalled: bool) {
+        if is_stalled && self.lines.get(key).is_some_and(|line| line.contains(&by)) {
+            self.stalled.entry(*key).or_default().insert(by);
+        } else {
+            strike(&mut self.stalled, key, by);
+        }
+    }
+
+    /// Who is stalled in the line of a key, and comes before that one.
+    pub(super) fn stalled_before(&self, key: &TokenKey, by: Claimant) -> Option<Holder> {
+        if self.stalled.is_empty() {
+            return None;
+        }
+        let first = self.stalled.get(key)?.first().filter(|first| **first < by);
+        first.map(|first| first.who)
+    }
+
+    fn leave_line(&mut self, key: &TokenKey, from: Claimant) {
+        strike(&mut self.lines, key, from);
+        strike(&mut self.stalled, key, from);
+    }
+
+    /// Takes the key, or the place in its line, away from that one.
+    pub(super) fn leave(&mut self, key: &TokenKey, from: Claimant) {
+        step();
+        match from.who {
+            Holder::Work(id) => match self.works.entry(*key) {
+                Entry::Occupied(entry) if *entry.get() == id => {
                     entry.remove();
                 }
-            }
-            Holder::Resting(id) => {
-                if let Entry::Occupied(entry) = self.resting.entry(*key)
-                    && *entry.get() == number(id)
-                {
+                _ => self.leave_line(key, from),
+            },
+            Holder::Resting(id) => match self.resting.entry(*key) {
+                Entry::Occupied(entry) if *entry.get() == number(id) => {
                     entry.remove();
                 }
-            }
+                _ => self.leave_line(key, from),
+            },
+        }
+    }
+
+    /// One becomes the other: the key, or the place in its line, is the other's.
+    pub(super) fn hand_over(&mut self, key: TokenKey, from: Claimant, to: Claimant) {
+        let owner = self.owner(&key);
+        self.leave(&key, from);
+        if owner == Some(from.who) {
+            self.put(key, to);
+        } else if owner != Some(to.who) {
+            self.wait(key, to);
+        }
+    }
+}
+
+fn strike(lines: &mut HashMap<TokenKey, BTreeSet<Claimant>, Uniform>, key: &TokenKey, one: Claimant) {
+    if lines.is_empty() {
+        return;
+    }
+    if let Entry::Occupied(mut line) = lines.entry(*key) {
+        line.get_mut().remove(&one);
+        if line.get().is_empty() {
+            line.remove();
         }
     }
 }
@@ -350,6 +508,12 @@ pub(super) fn number(id: OpenId) -> u32 {
         Ok(number) => number,
         Err(_) => panic!("{id} records at rest in one partition"),
     }
+}
+
+fn prefix(key: &TokenKey) -> u64 {
+    key.0
+        .first_chunk()
+        .map_or(0, |prefix| u64::from_le_bytes(*prefix))
 }
 
 /// Token keys are uniform already: their first eight bytes are the hash.

@@ -86,6 +86,7 @@ pub(super) fn replicate(
         owners,
         extents: extents.clone(),
         frame_bytes_max: FRAME_BYTES_MAX,
+        rewrite_bytes: replicated::PORTION_BYTES,
         // Brokers that are away for minutes come back; whoever waits for longer wants somebody to look.
         give_up: Duration::from_secs(600).max(4 * timeout),
         // A turn is at most: renewing, finding, writing and aborting.
@@ -100,8 +101,8 @@ pub(super) fn replicate(
         commits: commits.clone(),
     };
     let cutter = Cutter::new(Arc::clone(settings), topics.clone());
-    let rewriting = journal.clone();
-    let rewrite = move |id, gate| rewriting.rewrite(id, gate);
+    let (rewriting, open) = (journal.clone(), Arc::clone(store));
+    let rewrite = move |id, gate| rewriting.rewrite(&*open, id, gate);
     let trimmer = Trimmer::start(rules, rewrite, cutter).map_err(no_thread("trimming"))?;
     let (tell, restored) = std::sync::mpsc::channel();
     let wake = Arc::clone(signal);

@@ -38,7 +38,7 @@ mod harness;
 mod letterbox;
 mod message;
 mod rig;
-mod script;
+pub(crate) mod script;
 mod watched;
 
 pub use crate::accounts::{Account, Balance};

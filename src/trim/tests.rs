@@ -25,6 +25,8 @@ const ID: PartitionId = PartitionId {
 };
 const WINDOW_MS: i64 = 400;
 
+mod portions;
+
 /// One partition's changelog. As in Kafka, the end of a transaction takes an offset of its own.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Frames>>);
@@ -36,7 +38,11 @@ struct Frames {
     frames: Vec<(i64, Vec<u8>)>,
     uncut: Option<Uncut>,
     cuts: usize,
+    on_commit: Option<Hook>,
 }
+
+/// Called at each commit.
+type Hook = Box<dyn FnMut() + Send>;
 
 impl Transactions for Log {
     type Member = ();
@@ -47,6 +53,9 @@ impl Transactions for Log {
 
     fn commit(&mut self, (): &(), group: &Group) -> Result<Ends, Failed> {
         let mut log = self.0.lock().unwrap();
+        if let Some(on_commit) = &mut log.on_commit {
+            on_commit();
+        }
         let mut end = log.next;
         for (_, frame) in &group.frames {
             let at = log.next;
@@ -149,6 +158,8 @@ impl Rig {
             owners: BTreeMap::from([(ID.topic, Owner::of("g", "orders"))]),
             extents: extents.clone(),
             frame_bytes_max: 300,
+            // Each record alone.
+            rewrite_bytes: 1,
             give_up: Duration::from_secs(60),
             call_max: Duration::from_secs(600),
             clock: Clock::manual(5),
@@ -212,10 +223,10 @@ impl Rig {
         self.trim.due.clear();
         // What was written again the last time does not count here.
         self.trim.rewritten.clear();
-        let (journal, rewrites) = (self.journal.clone(), self.rewrites);
+        let (journal, store, rewrites) = (self.journal.clone(), self.store.clone(), self.rewrites);
         let mut rewrite = |id, gate: &Gate| {
             if rewrites {
-                journal.rewrite(id, gate.clone()).recv().ok()
+                journal.rewrite(&store, id, gate.clone()).recv().ok()
             } else {
                 Some(0)
             }
@@ -422,11 +433,11 @@ fn a_zombie_trims_nothing() {
     let frames = rig.log.0.lock().unwrap().frames.len();
     let gate = rig.gate.clone();
     let mut log = rig.log.clone();
-    let journal = rig.journal.clone();
+    let (journal, store) = (rig.journal.clone(), rig.store.clone());
     // Lost between the look at what is served and the write.
     let mut rewrite = |id, of: &Gate| {
         gate.clear();
-        journal.rewrite(id, of.clone()).recv().ok()
+        journal.rewrite(&store, id, of.clone()).recv().ok()
     };
     rig.trim.pass(clock::now(), &mut rewrite, &mut log);
     let log = rig.log.0.lock().unwrap();

@@ -22,22 +22,33 @@ use crate::kafka::{self, eventually};
 const WITHIN: Duration = Duration::from_secs(60);
 
 pub(crate) fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
-    ask(address, &format!("GET {path}"), "", "")
+    ask(address, &format!("GET {path}"), None, WITHIN)
 }
 
 /// Orders something, as whoever has that token. `None` where no whole answer came: then it is not known what became of it.
 pub(crate) fn post(address: SocketAddr, path: &str, token: &str, body: &str) -> Option<(u16, String)> {
-    let length = body.len();
-    let headers = format!(
-        "authorization: bearer {token}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n"
-    );
-    ask(address, &format!("POST {path}"), &headers, body)
+    ask(address, &format!("POST {path}"), Some((token, body)), WITHIN)
 }
 
-fn ask(address: SocketAddr, what: &str, headers: &str, body: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(address).ok()?;
-    let request = format!("{what} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n{headers}\r\n{body}");
-    stream.write_all(request.as_bytes()).ok()?;
+/// Status and body of the answer to that method and path; with a token and a body, where something is changed. `None` where nobody
+/// answers in that time.
+pub(crate) fn ask(
+    address: SocketAddr,
+    what: &str,
+    change: Option<(&str, &str)>,
+    within: Duration,
+) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, within).ok()?;
+    stream.set_read_timeout(Some(within)).ok()?;
+    let (token, body) = change.unwrap_or_default();
+    let mut head = format!("{what} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n");
+    if change.is_some() {
+        head += &format!(
+            "authorization: Bearer {token}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n",
+            body.len()
+        );
+    }
+    stream.write_all(format!("{head}\r\n{body}").as_bytes()).ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
     let (head, body) = text.split_once("\r\n\r\n")?;

@@ -3,6 +3,7 @@
 //! Generations and epochs are not counted but compared: all that Kafka asks of a number is whether it is the present
 //! one. So two histories that differ only in their numbers are one state.
 
+use crate::orders::Orders;
 use crate::records::{Changes, Records};
 use crate::world::World;
 
@@ -45,6 +46,8 @@ pub(crate) struct Frame {
     pub(crate) fence: u8,
     /// What the owner writes again before it trims.
     pub(crate) again: Option<Records>,
+    /// Operators' acts.
+    pub(crate) acts: Orders,
 }
 
 /// A reader of the changelog during a restore. It stops at its target, and what comes after it is not seen.
@@ -109,13 +112,13 @@ impl Broker {
     }
 
     /// Ends the transaction of this producer. Gives the frames that became visible.
-    pub(crate) fn end(&mut self, world: &World, by: usize, fate: Fate) -> Vec<Changes> {
+    pub(crate) fn end(&mut self, world: &World, by: usize, fate: Fate) -> Vec<(Changes, Orders)> {
         let mut visible = Vec::new();
         for frame in &mut self.tail {
             if frame.by == by && frame.fate == Fate::Open {
                 frame.fate = fate;
                 if fate == Fate::Committed {
-                    visible.push(frame.changes);
+                    visible.push((frame.changes, frame.acts));
                 }
             }
         }

@@ -1,7 +1,8 @@
 //! One consumer: what its client, its partition task and its journal know. It sees the broker only through steps.
 
 use crate::broker::{Mark, Metadata};
-use crate::records::{Change, Changes, Record, Records};
+use crate::orders::Orders;
+use crate::records::{Change, Changes, Record, Records, Verdict};
 use crate::rules::Rules;
 use crate::world::{Class, OFFSETS, WINDOW, World};
 
@@ -48,8 +49,14 @@ pub(crate) enum Work {
     Running,
     /// The handler has ended well; the outcome is submitted.
     Recording,
-    /// `Held` is submitted.
+    /// In doubt, and that it is held is submitted.
     Holding,
+    /// The same of one that is held behind its token.
+    HoldingBehind,
+    /// An operator's verdict about it is submitted.
+    Deciding(Verdict),
+    /// It was held behind its token, and is a duplicate: that is submitted.
+    Closing,
     /// Its attempt applied nothing, and it is to be held until the next one is due: that is submitted.
     Postponing,
     /// Begun, not started, and to be un-begun for a drain.
@@ -88,6 +95,8 @@ pub(crate) struct Group {
     /// Its assignment is over: nobody waits for its acknowledgement.
     pub(crate) orphan: bool,
     pub(crate) again: Option<Records>,
+    /// Operators' acts, to be kept with what they change.
+    pub(crate) acts: Orders,
 }
 
 /// Trimming: the head is deleted when the frame that stands for it is durable.
@@ -125,16 +134,19 @@ pub(crate) struct Consumer {
     pub(crate) stray: [Work; OFFSETS],
     pub(crate) group: Group,
     pub(crate) trim: Trim,
+    /// What an operator orders, until it is answered.
+    pub(crate) desk: Orders,
 }
 
 /// How a message was judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+enum Judged {
     Redelivery,
     Wait,
-    Hold,
+    HeldBehind,
+    InDoubt,
     Duplicate,
-    Run,
+    New,
 }
 
 impl Consumer {
@@ -167,8 +179,8 @@ impl Consumer {
         let offset = usize::from(self.next);
         self.next += 1;
         self.time = self.time.max(world.log[offset].stamp);
-        if self.window.of[offset].returns() && self.work[offset] != Work::None {
-            // Delivered again while it runs again: its offset is recorded.
+        if self.window.of[offset].is_kept() && self.work[offset] != Work::None {
+            // Delivered again while it runs again, or is decided about: its offset is recorded.
             return false;
         }
         self.seen[offset] = self.time;
@@ -176,40 +188,58 @@ impl Consumer {
     }
 
     fn judge(&mut self, world: &World, rules: &Rules, offset: usize) -> bool {
-        let verdict = self.verdict(world, rules, offset);
-        self.work[offset] = match verdict {
-            Verdict::Redelivery | Verdict::Duplicate => Work::Complete,
-            Verdict::Wait => Work::Behind,
-            Verdict::Hold => Work::Holding,
-            Verdict::Run => Work::Queued,
+        let judged = self.judged(world, rules, offset);
+        self.work[offset] = match judged {
+            Judged::Redelivery | Judged::Duplicate => Work::Complete,
+            Judged::Wait => Work::Behind,
+            Judged::HeldBehind => Work::HoldingBehind,
+            Judged::InDoubt => Work::Holding,
+            Judged::New => Work::Queued,
         };
-        verdict == Verdict::Duplicate
+        judged == Judged::Duplicate
     }
 
-    fn verdict(&self, world: &World, rules: &Rules, offset: usize) -> Verdict {
+    fn judged(&self, world: &World, rules: &Rules, offset: usize) -> Judged {
+        let outcome = self.window.outcome(world, world.token(offset));
+        if self.window.of[offset].is_kept() || outcome.is_some_and(|(at, _)| at >= offset) {
+            return Judged::Redelivery;
+        }
+        self.judged_by_its_token(world, rules, offset)
+    }
+
+    fn judged_by_its_token(&self, world: &World, rules: &Rules, offset: usize) -> Judged {
         let token = world.token(offset);
         let outcome = self.window.outcome(world, token);
-        if self.window.of[offset].is_kept() || outcome.is_some_and(|(at, _)| at >= offset) {
-            return Verdict::Redelivery;
-        }
         let in_flight = (0..offset).any(|lower| {
             world.token(lower) == token && !matches!(self.work[lower], Work::None | Work::Complete)
         });
         if in_flight || self.window.holds_another(world, rules, offset) {
             return match (rules.open_does_not_suppress, in_flight) {
-                (false, _) => Verdict::Duplicate,
-                (true, true) => Verdict::Wait,
-                (true, false) => Verdict::Hold,
+                (false, _) => Judged::Duplicate,
+                (true, true) => Judged::Wait,
+                (true, false) => Judged::HeldBehind,
             };
         }
         // Begun, and whoever began it is gone.
         if self.window.of[offset] == Record::Begun {
-            return Verdict::Hold;
+            return Judged::InDoubt;
         }
         match outcome {
-            Some((_, seen)) if self.seen[offset].saturating_sub(seen) < WINDOW => Verdict::Duplicate,
-            _ => Verdict::Run,
+            Some((_, seen)) if self.seen[offset].saturating_sub(seen) < WINDOW => Judged::Duplicate,
+            _ => Judged::New,
         }
+    }
+
+    /// Judges again what was held behind its token, once nothing of that token is open before it. Says whether it was
+    /// suppressed as a duplicate.
+    fn judge_held_behind(&mut self, world: &World, rules: &Rules, offset: usize) -> bool {
+        self.seen[offset] = self.time;
+        match self.judged_by_its_token(world, rules, offset) {
+            Judged::Duplicate => self.work[offset] = Work::Closing,
+            Judged::New => self.work[offset] = Work::Queued,
+            _ => {}
+        }
+        self.work[offset] == Work::Closing
     }
 
     /// Gives free slots to what waits for one, and judges again whoever waited for a token that is at rest now. Says
@@ -217,9 +247,12 @@ impl Consumer {
     pub(crate) fn settle(&mut self, world: &World, rules: &Rules) -> Vec<usize> {
         let mut suppressed = Vec::new();
         for offset in 0..world.len() {
-            if self.work[offset] == Work::Behind && self.judge(world, rules, offset) {
-                suppressed.push(offset);
-            }
+            let is_at_rest = matches!(self.work[offset], Work::None | Work::Complete);
+            let is_suppressed = match self.window.of[offset] {
+                Record::Behind if is_at_rest => self.judge_held_behind(world, rules, offset),
+                _ => self.work[offset] == Work::Behind && self.judge(world, rules, offset),
+            };
+            suppressed.extend(is_suppressed.then_some(offset));
         }
         for offset in 0..world.len() {
             if self.work[offset] == Work::Queued
@@ -241,7 +274,8 @@ impl Consumer {
 
     /// A held message is due. One whose attempt was begun by somebody who is gone is in doubt.
     pub(crate) fn give_back(&mut self, world: &World, rules: &Rules, offset: usize) {
-        let in_doubt = self.window.of[offset] == Record::Again && world.class == Class::NonIdempotent;
+        let in_doubt =
+            matches!(self.window.of[offset], Record::Again(_)) && world.class == Class::NonIdempotent;
         self.seen[offset] = self.time;
         self.work[offset] = match in_doubt && rules.begun_again_is_in_doubt {
             true => Work::Holding,
@@ -268,7 +302,7 @@ impl Consumer {
             matches!(
                 self.work[*offset],
                 Work::Ready | Work::Running | Work::Recording | Work::UnBeginning | Work::Postponing
-            ) && matches!(self.window.of[*offset], Record::Begun | Record::Again)
+            ) && is_begun(self.window.of[*offset])
         };
         u8::try_from((0..OFFSETS).filter(ours).count()).unwrap_or(u8::MAX)
     }
@@ -277,14 +311,11 @@ impl Consumer {
     pub(crate) fn drain(&mut self) {
         self.stage = Stage::Draining;
         for offset in 0..OFFSETS {
-            let begins = matches!(self.group.changes[offset], Change::Begin | Change::BeginAgain);
-            let submitted = begins && self.group.step != Step::None;
+            let submitted = is_begin(self.group.changes[offset]) && self.group.step != Step::None;
             self.work[offset] = match self.work[offset] {
                 Work::Behind | Work::Queued => Work::None,
                 Work::Beginning if !submitted => Work::None,
-                Work::Ready if matches!(self.window.of[offset], Record::Begun | Record::Again) => {
-                    Work::UnBeginning
-                }
+                Work::Ready if is_begun(self.window.of[offset]) => Work::UnBeginning,
                 Work::Ready => Work::None,
                 other => other,
             };
@@ -293,16 +324,22 @@ impl Consumer {
 
     /// What would be submitted now.
     pub(crate) fn submitted(&self, rules: &Rules) -> Changes {
-        let returns = |offset: usize| self.window.of[offset].returns();
-        std::array::from_fn(|offset| match self.work[offset] {
+        std::array::from_fn(|offset| match (self.work[offset], self.window.of[offset]) {
             _ if self.stray[offset] == Work::Recording => Change::Done(self.seen[offset]),
-            Work::Beginning if returns(offset) => Change::BeginAgain,
-            Work::Beginning => Change::Begin,
-            Work::UnBeginning if returns(offset) && rules.unbegun_stays_held => Change::UnBeginAgain,
-            Work::UnBeginning => Change::UnBegin,
-            Work::Postponing => Change::HoldForRetry,
-            Work::Holding => Change::Hold,
-            Work::Recording => Change::Done(self.seen[offset]),
+            (Work::Beginning, Record::Ordered(..)) if !rules.verdict_is_spent => Change::BeginAndKeepOrder,
+            (Work::Beginning, Record::Ordered(..)) if !rules.attempts_go_on => Change::BeginUncounted,
+            (Work::Beginning, record) if record.is_kept() => Change::BeginAgain,
+            (Work::Beginning, _) => Change::Begin,
+            (Work::UnBeginning, record) if record.is_kept() && rules.unbegun_stays_held => {
+                Change::UnBeginAgain
+            }
+            (Work::UnBeginning, _) => Change::UnBegin,
+            (Work::Postponing, _) => Change::HoldForRetry,
+            (Work::Holding, _) => Change::HoldInDoubt,
+            (Work::HoldingBehind, _) => Change::HoldBehind,
+            (Work::Deciding(verdict), _) => Change::Order(verdict),
+            (Work::Closing, _) => Change::Close,
+            (Work::Recording, _) => Change::Done(self.seen[offset]),
             _ => Change::None,
         })
     }
@@ -314,10 +351,12 @@ impl Consumer {
             let offset = usize::from(mark.offset);
             let recorded = matches!(
                 changes[offset],
-                Change::Hold | Change::HoldForRetry | Change::Done(_)
+                Change::HoldInDoubt | Change::HoldBehind | Change::HoldForRetry | Change::Done(_)
             );
             // It lies in no ledger any more.
-            let recorded = recorded || self.window.of[offset].returns();
+            let record = self.window.of[offset];
+            let recorded =
+                recorded || record.returns() || (record.is_kept() && self.work[offset] != Work::None);
             if self.work[offset] != Work::Complete && !recorded {
                 break;
             }
@@ -349,8 +388,13 @@ impl Consumer {
         if group.again.is_some() {
             self.trim = Trim::Due;
         }
+        self.answered(&group.acts);
         let draining = self.stage == Stage::Draining;
         for offset in 0..world.len() {
+            if let (Change::Order(verdict), Work::Deciding(_)) = (group.changes[offset], self.work[offset]) {
+                self.carry_out(offset, verdict);
+                continue;
+            }
             let stray = &mut self.stray[offset];
             if *stray == Work::Recording && matches!(group.changes[offset], Change::Done(_)) {
                 *stray = Work::None;
@@ -358,10 +402,12 @@ impl Consumer {
             }
             let work = &mut self.work[offset];
             *work = match (group.changes[offset], *work) {
-                (Change::Begin | Change::BeginAgain, Work::Beginning) if draining => Work::UnBeginning,
-                (Change::Begin | Change::BeginAgain, Work::Beginning) => Work::Ready,
+                (begin, Work::Beginning) if is_begin(begin) && draining => Work::UnBeginning,
+                (begin, Work::Beginning) if is_begin(begin) => Work::Ready,
                 (Change::UnBegin | Change::UnBeginAgain, Work::UnBeginning) => Work::None,
-                (Change::Hold, Work::Holding)
+                (Change::HoldInDoubt, Work::Holding)
+                | (Change::HoldBehind, Work::HoldingBehind)
+                | (Change::Close, Work::Closing)
                 | (Change::HoldForRetry, Work::Postponing)
                 | (Change::Done(_), Work::Recording) => Work::Complete,
                 (_, other) => other,
@@ -387,6 +433,17 @@ impl Consumer {
         self.next = committed.offset;
         self.time = committed.time;
     }
+}
+
+fn is_begin(change: Change) -> bool {
+    matches!(
+        change,
+        Change::Begin | Change::BeginAgain | Change::BeginAndKeepOrder | Change::BeginUncounted
+    )
+}
+
+fn is_begun(record: Record) -> bool {
+    matches!(record, Record::Begun | Record::Again(_))
 }
 
 fn count(work: &[Work; OFFSETS], which: impl Fn(Work) -> bool) -> u8 {

@@ -5,6 +5,7 @@
 
 use crate::check::keeps_everything;
 use crate::properties::Sight;
+use crate::records::Record;
 use crate::rules::Rules;
 use crate::world::Class::{Idempotent, NonIdempotent};
 use crate::world::{AA, AB, ABA, ABBA_LATE, Budget, NO_TROUBLE, World};
@@ -16,6 +17,7 @@ fn a_freeze_and_a_death_over_three_ownerships() {
         log: ABA,
         class: NonIdempotent,
         slots: 1,
+        found: Record::None,
         budget: Budget {
             freezes: 1,
             crashes: 1,
@@ -40,6 +42,7 @@ fn the_same_where_attempts_may_be_repeated() {
         log: ABA,
         class: Idempotent,
         slots: 1,
+        found: Record::None,
         budget: Budget {
             freezes: 1,
             crashes: 1,
@@ -67,6 +70,7 @@ fn two_freezes() {
             log: AB,
             class,
             slots: 1,
+            found: Record::None,
             budget: Budget {
                 freezes: 2,
                 assignments: 2,
@@ -89,6 +93,7 @@ fn two_handlers_at_a_time_and_a_window_that_ends() {
             log: ABBA_LATE,
             class,
             slots: 2,
+            found: Record::None,
             budget: Budget {
                 crashes: 2,
                 assignments: 2,
@@ -107,6 +112,7 @@ fn two_handlers_at_a_time_and_a_freeze() {
         log: ABBA_LATE,
         class: NonIdempotent,
         slots: 2,
+        found: Record::None,
         budget: Budget {
             freezes: 1,
             assignments: 1,
@@ -130,6 +136,7 @@ fn a_revocation_and_a_freeze() {
         log: AB,
         class: NonIdempotent,
         slots: 1,
+        found: Record::None,
         budget: Budget {
             freezes: 1,
             moves: 1,
@@ -152,6 +159,7 @@ fn a_lost_answer_and_everything_around_it() {
             log: AB,
             class,
             slots: 1,
+            found: Record::None,
             budget: Budget {
                 freezes: 1,
                 crashes: 1,
@@ -194,6 +202,7 @@ fn a_trim_and_everything_around_it() {
             log: ABA,
             class: NonIdempotent,
             slots: 1,
+            found: Record::None,
             budget,
             sees,
         };
@@ -204,6 +213,7 @@ fn a_trim_and_everything_around_it() {
         log: ABBA_LATE,
         class: Idempotent,
         slots: 2,
+        found: Record::None,
         budget: Budget {
             crashes: 1,
             trims: 1,
@@ -227,6 +237,7 @@ fn held(
         log,
         class,
         slots: 1,
+        found: Record::None,
         budget: Budget {
             refusals: 1,
             assignments: 2,

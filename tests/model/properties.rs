@@ -1,11 +1,11 @@
-//! The invariants of the design as properties. The first seven hold always; the others say that the checker has seen
+//! The invariants of the design as properties. The first eleven hold always; the others say that the checker has seen
 //! what it should have seen: a world in which nothing happens keeps every rule.
 
 use stateright::{Model, Property};
 
-use crate::consumer::Life;
+use crate::consumer::{Life, Stage};
 use crate::protocol::Protocol;
-use crate::records::Record;
+use crate::records::{Record, Verdict};
 use crate::state::State;
 use crate::world::{Class, World};
 
@@ -13,25 +13,42 @@ use crate::world::{Class, World};
 pub(crate) const DECIDED: &str =
     "Inv 1: whatever lies below the committed offset is done, held or suppressed";
 pub(crate) const ONE_OUTCOME: &str = "at most one recorded outcome for a token within one window";
-pub(crate) const ONE_EFFECT: &str = "no effect twice where the handler is not idempotent";
+pub(crate) const ONE_EFFECT: &str = "no effect twice where the handler is not idempotent, but where an operator said run who knew of every attempt";
 pub(crate) const SUPPRESSED: &str = "Inv 2: every suppressed message had an outcome";
 pub(crate) const IN_DOUBT: &str = "Inv 3: a kill leaves no more in doubt than there are slots";
 pub(crate) const FENCES: &str = "Inv 5: no two assignments show the same fence";
 pub(crate) const ENDS: &str = "when nothing more can happen, everything is decided and committed";
 
+pub(crate) const PERMITTED: &str = "Inv 4: an attempt is begun once, once more after one that applied nothing, and once more for each such verdict; never after done";
+pub(crate) const ANSWERED: &str =
+    "an order that was answered has one act in the changelog, and no order has two";
+pub(crate) const STANDS: &str = "a durable verdict is carried out, and nothing comes between";
+pub(crate) const AUDITED: &str = "nothing is done in an operator's name before the changelog has the act";
+
 /// Whether a state keeps an invariant.
 type Holds = fn(&Protocol, &State) -> bool;
 
-const ALWAYS: [(&str, Holds); 7] = [
+const ALWAYS: [(&str, Holds); 11] = [
     (DECIDED, |protocol, state| {
         decided_below_the_commit(&protocol.world, state)
     }),
     (ONE_OUTCOME, |protocol, state| {
-        at_most_one(&protocol.world, &state.happened.outcomes)
+        at_most(&protocol.world, &state.happened.outcomes, |_| 1)
     }),
     (ONE_EFFECT, |protocol, state| {
-        protocol.world.class == Class::Idempotent || at_most_one(&protocol.world, &state.happened.effects)
+        let (world, runs) = (&protocol.world, &state.happened.permits.runs);
+        world.class == Class::Idempotent
+            || at_most(world, &state.happened.effects, |repeats| 1 + sum(runs, repeats))
     }),
+    (PERMITTED, |_, state| !state.happened.permits.exceeded),
+    (ANSWERED, |_, state| {
+        let orders = state.happened.acts.iter().zip(state.happened.answered);
+        orders
+            .clone()
+            .all(|(acts, answered)| *acts == 1 || (*acts == 0 && answered.is_none()))
+    }),
+    (STANDS, |_, state| !state.happened.permits.overruled),
+    (AUDITED, |_, state| !state.happened.unaudited),
     (SUPPRESSED, |_, state| !state.happened.swallowed),
     (IN_DOUBT, |protocol, state| {
         state
@@ -66,20 +83,28 @@ fn decided(world: &World, state: &State, records: &[Record], offset: usize) -> b
         || (0..=offset).any(|other| world.repeats(other, offset) && state.happened.outcomes[other] > 0)
 }
 
-fn at_most_one(world: &World, counts: &[u8]) -> bool {
+/// Whether the messages of one token within one window count to no more than what is said of them.
+fn at_most(world: &World, counts: &[u8], most: impl Fn(&[usize]) -> u8) -> bool {
     (0..world.len()).all(|one| {
-        let repeats = (0..=one).filter(|other| world.repeats(*other, one));
-        repeats.map(|other| counts[other]).sum::<u8>() <= 1
+        let repeats: Vec<usize> = (0..=one).filter(|other| world.repeats(*other, one)).collect();
+        sum(counts, &repeats) <= most(&repeats)
     })
 }
 
-/// Only trouble could still happen, and somebody owns the partition: so it has done all its work.
+fn sum(counts: &[u8], offsets: &[usize]) -> u8 {
+    offsets.iter().map(|offset| counts[*offset]).sum()
+}
+
+/// Only trouble could still happen, and somebody owns the partition: so it has done all its work, and carried out every
+/// verdict.
 fn ends_decided(protocol: &Protocol, state: &State) -> bool {
     let owned = state
         .broker
         .owner
         .is_some_and(|owner| state.consumers[owner].life == Life::Up);
-    if !owned || usize::from(state.broker.committed.offset) == protocol.world.len() {
+    let ordered = |record: &Record| matches!(record, Record::Ordered(..));
+    let done = finished(protocol, state) && !state.broker.truth(&protocol.world).of.iter().any(ordered);
+    if !owned || done {
         return true;
     }
     let mut actions = Vec::new();
@@ -99,6 +124,22 @@ pub(crate) enum Sight {
     Refused,
     ThirdOwnerFinishes,
     Trimmed,
+    /// An operator's word ended what was held, and it did not run.
+    EndedByWord,
+    /// An operator's word made it run once more.
+    RanByWord,
+    /// A verdict became durable while its partition was drained: it is the next owner's.
+    CaughtByDrain,
+    /// A verdict was carried out by another owner than the one that was told.
+    CarriedOutLater,
+    /// Both orders were answered.
+    TwoAnswered,
+    /// An order came to nothing, because its message had left its rest meanwhile.
+    TurnedAway,
+    /// An order is durable, and whoever gave it will not hear of it.
+    AnswerLost,
+    /// A duplicate that was held behind its token was suppressed when an operator ended that.
+    BehindSuppressed,
 }
 
 impl Sight {
@@ -112,14 +153,24 @@ impl Sight {
             Self::Refused => "seen: the broker refuses an old generation",
             Self::ThirdOwnerFinishes => "seen: the third owner commits the last message",
             Self::Trimmed => "seen: the head of the changelog is deleted and all is committed",
+            Self::EndedByWord => "seen: an operator said done, and it is done without another attempt",
+            Self::RanByWord => "seen: an operator said run, and it ran once more",
+            Self::CaughtByDrain => "seen: a drain catches a verdict that has become durable",
+            Self::CarriedOutLater => "seen: an owner finds a verdict that another was told",
+            Self::TwoAnswered => "seen: two operators have an answer",
+            Self::TurnedAway => "seen: an order is refused, because its message has left its rest",
+            Self::AnswerLost => "seen: an order is carried out, and its answer is lost",
+            Self::BehindSuppressed => {
+                "seen: what was held behind its token is suppressed, and nothing is held"
+            }
         }
     }
 
     fn condition(self) -> Holds {
         match self {
-            Self::HeldAtTheEnd => |protocol, state| {
-                finished(protocol, state) && state.broker.truth(&protocol.world).of.contains(&Record::Held)
-            },
+            Self::HeldAtTheEnd => {
+                |protocol, state| finished(protocol, state) && holds_for_ever(protocol, state)
+            }
             Self::RanLater => |protocol, state| {
                 let records = state.broker.truth(&protocol.world).of;
                 finished(protocol, state)
@@ -130,7 +181,7 @@ impl Sight {
                 let ran: u8 = state.happened.effects.iter().sum();
                 finished(protocol, state)
                     && usize::from(ran) < protocol.world.len()
-                    && !state.broker.truth(&protocol.world).of.contains(&Record::Held)
+                    && !holds_for_ever(protocol, state)
             },
             Self::Expired => |_, state| state.happened.expired,
             Self::AbortedLate => |_, state| state.happened.aborted_late,
@@ -143,8 +194,51 @@ impl Sight {
             Self::Trimmed => {
                 |protocol, state| state.left.trims < protocol.world.budget.trims && finished(protocol, state)
             }
+            Self::EndedByWord => |protocol, state| {
+                let done = Some(Verdict::Done);
+                let ran = state.happened.effects[0] > u8::from(protocol.world.found != Record::None);
+                is_over(protocol, state) && state.happened.answered.contains(&done) && !ran
+            },
+            Self::RanByWord => |protocol, state| {
+                let runs = state.happened.permits.runs[0];
+                is_over(protocol, state) && runs > 0 && state.happened.effects[0] == 1 + runs
+            },
+            Self::CaughtByDrain => |_, state| {
+                state.consumers.iter().any(|consumer| {
+                    matches!(consumer.window.of[0], Record::Ordered(..)) && consumer.stage == Stage::Draining
+                })
+            },
+            Self::CarriedOutLater => |_, state| {
+                state.consumers.iter().any(|consumer| {
+                    matches!(consumer.window.of[0], Record::Ordered(..)) && consumer.stage == Stage::Fencing
+                })
+            },
+            Self::TwoAnswered => |protocol, state| {
+                is_over(protocol, state) && state.happened.answered.iter().all(Option::is_some)
+            },
+            Self::TurnedAway => |protocol, state| is_over(protocol, state) && state.happened.turned_away,
+            Self::AnswerLost => |protocol, state| {
+                let happened = &state.happened;
+                is_over(protocol, state) && happened.acts[0] == 1 && happened.answered[0].is_none()
+            },
+            Self::BehindSuppressed => |protocol, state| {
+                let ran = state.happened.effects[1] + state.happened.outcomes[1] > 0;
+                is_over(protocol, state) && state.happened.answered[0].is_some() && !ran
+            },
         }
     }
+}
+
+/// All is committed, and nothing is held.
+fn is_over(protocol: &Protocol, state: &State) -> bool {
+    let records = state.broker.truth(&protocol.world).of;
+    finished(protocol, state) && !records.iter().any(|record| record.is_kept())
+}
+
+/// Something is held that waits for a person.
+fn holds_for_ever(protocol: &Protocol, state: &State) -> bool {
+    let records = state.broker.truth(&protocol.world).of;
+    records.iter().any(|record| matches!(record, Record::InDoubt(_)))
 }
 
 fn finished(protocol: &Protocol, state: &State) -> bool {

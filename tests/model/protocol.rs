@@ -6,8 +6,9 @@ use stateright::{Model, Property};
 
 use crate::broker::{CONSUMERS, Fate, Metadata, Reader};
 use crate::consumer::{Consumer, Life, Stage, Step, Trim, Work};
+use crate::orders::Order;
 use crate::properties;
-use crate::records::Changes;
+use crate::records::{Changes, Verdict};
 use crate::rules::Rules;
 use crate::state::State;
 use crate::world::{Budget, World};
@@ -32,6 +33,8 @@ pub(crate) enum Action {
     Trim(usize),
     /// The handler says that its attempt applied nothing.
     Refuse(usize, usize),
+    /// An operator decides about a message.
+    Order(usize, Order),
 
     // What the broker does.
     Expel(usize),
@@ -61,6 +64,8 @@ pub(crate) enum Action {
     Finish(usize, usize),
     /// A held message is due.
     Due(usize, usize),
+    /// The bytes of the message are here that an order is about.
+    Decide(usize, Order),
 
     // The journal.
     Check(usize),
@@ -82,6 +87,7 @@ impl Action {
                 | Self::LoseReply(..)
                 | Self::Trim(_)
                 | Self::Refuse(..)
+                | Self::Order(..)
         )
     }
 }
@@ -115,6 +121,12 @@ impl fmt::Display for Action {
                 "the handler of {c} has its effect for offset {offset} and ends"
             ),
             Self::Refuse(c, offset) => write!(f, "the handler of {c} applies nothing for offset {offset}"),
+            Self::Order(c, order) => write!(f, "{}", told(c, order)),
+            Self::Decide(c, order) => write!(
+                f,
+                "consumer {c} has the bytes of offset {}, looks again, and decides as operator {} says",
+                order.offset, order.by
+            ),
             Self::Due(c, offset) => write!(f, "offset {offset}, which {c} holds, is due"),
             Self::Check(c) => write!(f, "the journal of {c} makes a group: metadata, gate"),
             Self::Produce(c) => write!(f, "the journal of {c} produces its frames"),
@@ -127,6 +139,19 @@ impl fmt::Display for Action {
             Self::DeleteHead(c) => write!(f, "consumer {c} deletes the head of the changelog"),
         }
     }
+}
+
+fn told(c: usize, order: Order) -> String {
+    let verdict = match order.verdict {
+        Verdict::Done => "done",
+        Verdict::Run => "run",
+    };
+    let Order {
+        by, offset, known, ..
+    } = order;
+    format!(
+        "operator {by} orders --{verdict} for offset {offset} at consumer {c}, knowing of {known} attempts"
+    )
 }
 
 impl Model for Protocol {
@@ -211,6 +236,7 @@ impl Protocol {
 
         self.restore_steps(state, c, &mut may);
         self.task_steps(consumer, left, c, &mut may);
+        self.desk_steps(consumer, left, c, &mut may);
         self.journal_steps(state, c, &mut may);
     }
 
@@ -256,6 +282,33 @@ impl Protocol {
             serving && left.trims > 0 && consumer.trim == Trim::None,
             Action::Trim(c),
         );
+    }
+
+    fn desk_steps(&self, consumer: &Consumer, left: &Budget, c: usize, may: &mut impl FnMut(bool, Action)) {
+        for order in consumer.desk.into_iter().flatten() {
+            let is_here = !order.is_decided && consumer.stage == Stage::Serving;
+            may(is_here, Action::Decide(c, order));
+        }
+        if left.orders == 0 {
+            return;
+        }
+        let by = self.world.budget.orders - left.orders;
+        for (offset, record) in (0..).zip(consumer.window.of) {
+            let attempts = record.may_be_decided().unwrap_or(0);
+            // Attempts that an operator may have heard of: what is said without a look is not in the model.
+            for known in attempts.min(1)..=attempts {
+                for verdict in [Verdict::Done, Verdict::Run] {
+                    let order = Order {
+                        by,
+                        offset,
+                        verdict,
+                        known,
+                        is_decided: false,
+                    };
+                    may(consumer.takes_order(&self.rules, &order), Action::Order(c, order));
+                }
+            }
+        }
     }
 
     fn journal_steps(&self, state: &State, c: usize, may: &mut impl FnMut(bool, Action)) {
@@ -360,7 +413,7 @@ impl Protocol {
             }
             Action::Restored(c) => {
                 if let Reader::Read(records) = state.broker.readers[c] {
-                    state.restored(rules, c, records);
+                    state.restored(world, rules, c, records);
                 }
             }
             Action::Take(c) => state.take(world, rules, c),
@@ -370,6 +423,8 @@ impl Protocol {
                 state.left.refusals -= 1;
                 state.refuse(world, rules, c, offset);
             }
+            Action::Order(c, order) => state.order(c, order),
+            Action::Decide(c, order) => state.decide(world, rules, c, order),
             Action::Due(c, offset) => state.give_back(world, rules, c, offset),
             Action::Check(c) => state.check(world, rules, c),
             Action::Produce(c) => state.produce(world, rules, c),

@@ -39,6 +39,26 @@ pub(crate) struct Rules {
     pub(crate) unbegun_stays_held: bool,
     /// A held message whose attempt was begun by somebody who is gone is in doubt; it does not simply run again.
     pub(crate) begun_again_is_in_doubt: bool,
+    /// A verdict is written with its partition's own group, with the commit point, like everything else.
+    pub(crate) verdict_with_its_group: bool,
+    /// An order is answered when act and verdict are durable.
+    pub(crate) answered_when_durable: bool,
+    /// A verdict is carried out when it is durable.
+    pub(crate) carried_out_when_durable: bool,
+    /// A verdict that is found at an assignment is carried out.
+    pub(crate) found_verdict_is_carried_out: bool,
+    /// The begin of an ordered attempt takes the place of the verdict in the record.
+    pub(crate) verdict_is_spent: bool,
+    /// An order is refused where there were more attempts than whoever gives it knows of.
+    pub(crate) tied_to_attempts: bool,
+    /// The number of attempts at a message never goes back.
+    pub(crate) attempts_go_on: bool,
+    /// What is held behind its token is not decided about: the message before it is.
+    pub(crate) behind_takes_no_verdict: bool,
+    /// When the bytes of a held message are here, it is asked again whether it is at rest.
+    pub(crate) looked_at_again: bool,
+    /// While one order is on its way the next one waits.
+    pub(crate) one_order_at_a_time: bool,
 }
 
 impl Rules {
@@ -62,5 +82,15 @@ impl Rules {
         held_is_open: true,
         unbegun_stays_held: true,
         begun_again_is_in_doubt: true,
+        verdict_with_its_group: true,
+        answered_when_durable: true,
+        carried_out_when_durable: true,
+        found_verdict_is_carried_out: true,
+        verdict_is_spent: true,
+        tied_to_attempts: true,
+        attempts_go_on: true,
+        behind_takes_no_verdict: true,
+        looked_at_again: true,
+        one_order_at_a_time: true,
     };
 }

@@ -2,16 +2,20 @@
 
 use crate::broker::{Broker, CONSUMERS, Fate, Frame, Metadata, Reader};
 use crate::consumer::{Consumer, Group, Life, Stage, Step, Trim, Work};
-use crate::records::{Change, Changes, Record, Records};
+use crate::orders::{ORDERS, Order, Orders, Permits};
+use crate::records::{Change, Changes, Record, Records, Verdict};
 use crate::rules::Rules;
 use crate::world::{Budget, OFFSETS, World};
 
+/// Nothing is counted further than this.
+const MORE: u8 = 4;
+
 /// What really happened, which nobody in the model can ask. The properties are about this.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Happened {
-    /// Effects of the handler by offset; two stands for more.
+    /// Effects of the handler by offset.
     pub(crate) effects: [u8; OFFSETS],
-    /// Outcomes that became visible in the changelog by offset; two stands for more.
+    /// Outcomes that became visible in the changelog by offset.
     pub(crate) outcomes: [u8; OFFSETS],
     /// A message was suppressed whose token had no outcome.
     pub(crate) swallowed: bool,
@@ -27,6 +31,38 @@ pub(crate) struct Happened {
     pub(crate) refused: bool,
     /// An attempt applied nothing, and its message was to be held for another one.
     pub(crate) postponed: bool,
+    /// What operators and first deliveries permit, and whether it was kept to.
+    pub(crate) permits: Permits,
+    /// Acts of each order in the changelog.
+    pub(crate) acts: [u8; ORDERS],
+    pub(crate) answered: [Option<Verdict>; ORDERS],
+    /// An attempt that somebody ordered started before that order was in the changelog.
+    pub(crate) unaudited: bool,
+    /// A message had left its rest when its bytes were here, and the order about it was refused.
+    pub(crate) turned_away: bool,
+}
+
+impl Happened {
+    fn new(found: Record) -> Self {
+        let applied = u8::from(matches!(found, Record::InDoubt(_)));
+        Self {
+            // What is in doubt was applied: where it was not there is one effect less.
+            effects: std::array::from_fn(|offset| if offset == 0 { applied } else { 0 }),
+            outcomes: [0; OFFSETS],
+            swallowed: false,
+            fences: 0,
+            fence_shared: false,
+            expired: false,
+            aborted_late: false,
+            refused: false,
+            postponed: false,
+            permits: Permits::new(found),
+            acts: [0; ORDERS],
+            answered: [None; ORDERS],
+            unaudited: false,
+            turned_away: false,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +80,8 @@ impl State {
         let mut broker = Broker::new();
         broker.owner = Some(0);
         broker.stable.fence = 1;
+        broker.stable.of[0] = world.found;
+        broker.committed.offset = u8::from(world.found != Record::None);
         let idle = Consumer {
             metadata: Metadata::Fresh,
             ..Consumer::default()
@@ -53,13 +91,15 @@ impl State {
             gate: true,
             fence: 1,
             window: broker.stable,
+            acknowledged: broker.committed,
+            next: broker.committed.offset,
             ..idle.clone()
         };
         Self {
             broker,
             consumers: [serving, idle],
             left: world.budget,
-            happened: Happened::default(),
+            happened: Happened::new(world.found),
         }
     }
 
@@ -120,7 +160,7 @@ impl State {
     }
 
     /// What was read becomes the window, and a new fence is minted.
-    pub(crate) fn restored(&mut self, rules: &Rules, c: usize, records: Records) {
+    pub(crate) fn restored(&mut self, world: &World, rules: &Rules, c: usize, records: Records) {
         let consumer = &mut self.consumers[c];
         if !rules.offsets_before_target {
             consumer.acknowledged = self.broker.committed;
@@ -131,6 +171,7 @@ impl State {
         consumer.fence = records.fence + 1;
         consumer.fence_due = true;
         consumer.gate = true;
+        consumer.carry_out_found(world, rules);
         consumer.stage = if rules.fence_before_handler {
             Stage::Fencing
         } else {
@@ -164,6 +205,10 @@ impl State {
     pub(crate) fn start(&mut self, world: &World, c: usize, offset: usize) {
         let consumer = &mut self.consumers[c];
         consumer.work[offset] = Work::Running;
+        for order in consumer.acts().iter().flatten() {
+            self.happened.unaudited |=
+                order.about() == offset && self.happened.acts[usize::from(order.by)] == 0;
+        }
         if !consumer.started {
             consumer.started = true;
             let bit = 1 << consumer.fence;
@@ -204,12 +249,39 @@ impl State {
         self.settle(world, rules, c);
     }
 
+    /// An operator's order is taken.
+    pub(crate) fn order(&mut self, c: usize, order: Order) {
+        self.left.orders -= 1;
+        self.consumers[c].desk[usize::from(order.by)] = Some(order);
+    }
+
+    /// The message that the order is about is here, with its bytes.
+    pub(crate) fn decide(&mut self, world: &World, rules: &Rules, c: usize, order: Order) {
+        if !self.consumers[c].decide(rules, order) {
+            self.happened.turned_away = true;
+        } else if !rules.answered_when_durable {
+            self.answer(self.consumers[c].acts());
+        }
+        self.settle(world, rules, c);
+    }
+
+    fn answer(&mut self, acts: Orders) {
+        for order in acts.iter().flatten() {
+            self.happened.answered[usize::from(order.by)] = Some(order.verdict);
+        }
+    }
+
     /// A group is made of what is submitted: metadata and gate are looked at.
     pub(crate) fn check(&mut self, world: &World, rules: &Rules, c: usize) {
         let consumer = &mut self.consumers[c];
         let changes = consumer.submitted(rules);
         let fence = if consumer.fence_due { consumer.fence } else { 0 };
+        let acts = consumer.acts();
         let outcome = changes.iter().any(|change| matches!(change, Change::Done(_)));
+        let verdict_alone = changes
+            .iter()
+            .all(|change| matches!(change, Change::None | Change::Order(_)));
+        let apart = acts != Orders::default() && verdict_alone && !rules.verdict_with_its_group;
         let empty = changes == Changes::default() && fence == 0;
         let mark = consumer.commit_point(world, rules, &changes);
         let again = (consumer.trim == Trim::Wanted).then(|| {
@@ -231,10 +303,11 @@ impl State {
             changes,
             fence,
             mark,
-            carries: rules.offsets_in_every_transaction || outcome || empty,
+            carries: (rules.offsets_in_every_transaction && !apart) || outcome || empty,
             metadata: rules.metadata_before_gate.then_some(consumer.metadata),
             orphan: false,
             again,
+            acts,
         };
     }
 
@@ -244,13 +317,14 @@ impl State {
         }
         let group = &mut self.consumers[c].group;
         group.step = Step::Produced;
-        let (changes, fence, again) = (group.changes, group.fence, group.again);
+        let (changes, fence, again, acts) = (group.changes, group.fence, group.again, group.acts);
         self.broker.tail.push(Frame {
             by: c,
             fate: Fate::Open,
             changes,
             fence,
             again,
+            acts,
         });
     }
 
@@ -276,12 +350,10 @@ impl State {
         if self.broker.fenced[c] {
             return self.recover(world, rules, c);
         }
-        for changes in self.broker.end(world, c, Fate::Committed) {
-            for (offset, change) in changes.iter().enumerate() {
-                if matches!(change, Change::Done(_)) {
-                    bump(&mut self.happened.outcomes[offset]);
-                }
-            }
+        let mut before = self.broker.truth(world);
+        for (changes, acts) in self.broker.end(world, c, Fate::Committed) {
+            self.happened.see(world, &before, &changes, &acts);
+            before.apply(world, &changes, 0);
         }
         if answered {
             self.acknowledge(world, rules, c);
@@ -291,6 +363,10 @@ impl State {
     }
 
     fn acknowledge(&mut self, world: &World, rules: &Rules, c: usize) {
+        let consumer = &self.consumers[c];
+        if consumer.gate && !consumer.group.orphan {
+            self.answer(consumer.group.acts);
+        }
         for offset in self.consumers[c].acknowledge(world, rules) {
             self.suppressed(world, offset);
         }
@@ -311,6 +387,22 @@ impl State {
     }
 }
 
+impl Happened {
+    /// A group becomes visible where the changelog said that before.
+    fn see(&mut self, world: &World, before: &Records, changes: &Changes, acts: &Orders) {
+        for order in acts.iter().flatten() {
+            bump(&mut self.acts[usize::from(order.by)]);
+            self.permits.see_act(before.of[order.about()], order);
+        }
+        for (offset, change) in changes.iter().enumerate() {
+            self.permits.see(world.class, offset, before.of[offset], *change);
+            if matches!(change, Change::Done(_)) {
+                bump(&mut self.outcomes[offset]);
+            }
+        }
+    }
+}
+
 fn bump(count: &mut u8) {
-    *count = (*count + 1).min(2);
+    *count = (*count + 1).min(MORE);
 }

@@ -3,6 +3,7 @@
 //! The bounds are the whole of the bounding: within them every order of steps is looked at.
 
 use crate::properties::Sight;
+use crate::records::Record;
 
 /// As many messages as any world has. Records are kept in arrays of this length.
 pub(crate) const OFFSETS: usize = 4;
@@ -50,6 +51,8 @@ pub(crate) struct World {
     pub(crate) class: Class,
     /// Handlers that one consumer runs at a time.
     pub(crate) slots: u8,
+    /// What the first owner holds of the first message already, which is committed.
+    pub(crate) found: Record,
     /// How often something may still go wrong, counted over both consumers.
     pub(crate) budget: Budget,
     /// What the checker must have come across.
@@ -68,6 +71,8 @@ pub(crate) struct Budget {
     pub(crate) trims: u8,
     /// Attempts that apply nothing, and are held for another one.
     pub(crate) refusals: u8,
+    /// Orders of operators.
+    pub(crate) orders: u8,
     /// Assignments after the first: with 2, three ownerships follow one another.
     pub(crate) assignments: u8,
 }
@@ -80,6 +85,7 @@ pub(crate) const NO_TROUBLE: Budget = Budget {
     lost_replies: 0,
     trims: 0,
     refusals: 0,
+    orders: 0,
     assignments: 0,
 };
 

@@ -157,6 +157,7 @@ impl Rig {
             owners: BTreeMap::from([(TOPIC, Owner::of("g", "orders"))]),
             extents: Extents::default(),
             frame_bytes_max: 1_000,
+            rewrite_bytes: PORTION_BYTES,
             give_up: Duration::from_secs(60),
             call_max,
             clock: Clock::manual(5),
@@ -391,7 +392,7 @@ fn what_is_open_is_written_again_behind_everything_before() {
     let rig = Rig::new(&Script::default(), LONG);
     let gate = Gate::mint(Fence(0));
     let acks = rig.submit(0, &gate, 10);
-    let rewritten = rig.journal.rewrite(id(0), gate.clone());
+    let rewritten = rig.journal.rewrite(&rig.store, id(0), gate.clone());
     assert!(rewritten.recv().unwrap() > 0);
     assert_eq!(acks.state(), Ok(1));
     assert!(rig.journal.settle());
@@ -401,10 +402,10 @@ fn what_is_open_is_written_again_behind_everything_before() {
     );
     gate.clear();
     assert!(
-        rig.journal.rewrite(id(0), gate).recv().is_err(),
+        rig.journal.rewrite(&rig.store, id(0), gate).recv().is_err(),
         "nothing in the name of what is over"
     );
-    let never = rig.journal.rewrite(id(1), Gate::mint(Fence(0)));
+    let never = rig.journal.rewrite(&rig.store, id(1), Gate::mint(Fence(0)));
     assert!(never.recv().is_err(), "it stands nowhere");
     assert_eq!(rig.script.log().len(), 2);
 }

@@ -4,6 +4,9 @@ use super::*;
 use crate::config::AfterHold;
 use crate::handler::HandlerError;
 
+/// How long whoever is held waits at most.
+const MINUTES: Duration = Duration::from_secs(600);
+
 fn not_applied() -> Answer {
     Box::pin(async { Err(HandlerError::not_applied("the downstream is away")) })
 }
@@ -150,6 +153,39 @@ fn later_messages_of_its_key_are_held_behind_it_and_run_in_order() {
                 (5, 1)
             );
             assert_eq!((open_offsets(&rig), rig.books().remainder()), (vec![], 0));
+        }
+    });
+}
+
+/// What comes after one of its token, or of its key, has come to rest waits for that as well.
+#[test]
+fn what_comes_to_a_key_or_a_token_at_rest_is_held_behind_it() {
+    paused(async {
+        for after in [AfterHold::BlockKey, AfterHold::Release] {
+            let script = back_after(2);
+            let mut rig = patient(Class::NonIdempotent, &script, |policy| {
+                policy.after_hold = after;
+                policy.retry.overall.first = MINUTES;
+                policy.retry.overall.max = MINUTES;
+                policy.retry.overall.total = 100 * MINUTES;
+            });
+            rig.send(0, keyed("k", "a"));
+            rig.start().await.unwrap();
+            rig.run_for(10 * A_WHILE).await;
+            assert_eq!(rig.account(Account::Held), 1);
+            for (key, token) in [("k", "b"), ("other", "a"), ("other", "c")] {
+                rig.send(0, keyed(key, token));
+            }
+            rig.run_for(A_WHILE).await;
+            let held = 2 + u64::from(after == AfterHold::BlockKey);
+            assert_eq!(rig.account(Account::Held), held, "{after:?}");
+            rig.run_for(2 * MINUTES).await;
+            let order = match after {
+                AfterHold::BlockKey => vec![0, 0, 3, 0, 1],
+                AfterHold::Release => vec![0, 0, 1, 3, 0],
+            };
+            assert_eq!(script.offsets(), order, "{after:?}");
+            assert_eq!(rig.account(Account::Duplicate), 1);
         }
     });
 }

@@ -10,6 +10,7 @@
 
 mod acts;
 mod arrivals;
+mod behind;
 mod breaker;
 mod crashes;
 mod drains;
@@ -27,6 +28,7 @@ mod rebuilds;
 mod replies;
 mod review;
 mod schedules;
+mod tokens;
 mod window;
 
 use std::collections::BTreeMap;

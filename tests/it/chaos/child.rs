@@ -1,6 +1,7 @@
 //! The consumer process: this same test binary, started again for one ignored test that does nothing elsewhere.
 
 use std::io::Read as _;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use hapax::{Bytes, Class, Consumer, Context, HandlerError, Probe, Topic, Window}
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::operator;
 use super::plan::SESSION_MS;
 use super::terms::{ATTEMPTS_MAX, TOPICS, Terms, WINDOW};
 use super::world::{self, Act, Kind, Line};
@@ -33,6 +35,10 @@ pub(crate) struct Spec {
     pub(crate) world: PathBuf,
     /// Made when the process listens for SIGTERM.
     pub(crate) ready: PathBuf,
+    /// Where operators speak to it.
+    pub(crate) port: u16,
+    /// The file with the token of that port.
+    pub(crate) token_file: PathBuf,
     /// Where the accounts are written at an orderly end.
     pub(crate) books: PathBuf,
 }
@@ -209,7 +215,9 @@ fn consumer(spec: &Spec) -> Consumer {
             .collect();
             layer.commit_every = Some(Duration::from_millis(100));
             layer.drain = Some(Duration::from_secs(4));
-            layer.admin.listen = Some(Listen::Off);
+            layer.admin.listen = Some(Listen::At(SocketAddr::from(([127, 0, 0, 1], spec.port))));
+            layer.admin.token_file = Some(spec.token_file.clone());
+            layer.admin.audit_topic = Some(operator::audit_topic(&spec.run));
             layer.standby = spec.stands_by.then_some(Standby::All);
         });
     for terms in TOPICS {

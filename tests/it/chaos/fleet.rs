@@ -1,6 +1,7 @@
 //! The members of the group: three processes, and what is done to them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -8,10 +9,12 @@ use std::time::{Duration, Instant};
 use super::child::Spec;
 use super::cluster::Cluster;
 use super::disk;
+use super::operator;
 use super::plan::{Disk, Fault, MEMBERS};
 use super::process::{Ended, Guard, Process};
 use super::world;
 use crate::checker::Books;
+use crate::kafka;
 
 /// An orderly end takes its drain, and a transaction at most.
 const END_WITHIN: Duration = Duration::from_secs(60);
@@ -62,6 +65,8 @@ pub(crate) struct Fleet<'a> {
     /// A rule of the runtime that is switched off in every process.
     broken: Option<&'static str>,
     slots: [Slot; MEMBERS],
+    /// Where operators speak to each.
+    ports: [u16; MEMBERS],
     lives: BTreeMap<u32, Life>,
     rolling: VecDeque<usize>,
     restarting: Option<JoinHandle<()>>,
@@ -70,6 +75,17 @@ pub(crate) struct Fleet<'a> {
     guard: Guard,
     /// Faults that took effect.
     pub(crate) faults: usize,
+}
+
+fn ports() -> [u16; MEMBERS] {
+    let mut ports: Vec<u16> = Vec::new();
+    while ports.len() < MEMBERS {
+        let port = kafka::free_port();
+        if !ports.contains(&port) {
+            ports.push(port);
+        }
+    }
+    ports.try_into().unwrap()
 }
 
 impl<'a> Fleet<'a> {
@@ -87,6 +103,7 @@ impl<'a> Fleet<'a> {
             stands_by: (seed % MEMBERS as u64) as usize,
             broken,
             slots: Default::default(),
+            ports: ports(),
             lives: BTreeMap::new(),
             rolling: VecDeque::new(),
             restarting: None,
@@ -94,10 +111,16 @@ impl<'a> Fleet<'a> {
             guard: Guard::start(dir),
             faults: 0,
         };
+        operator::write_token(dir);
         for member in 0..MEMBERS {
             fleet.up(member);
         }
         fleet
+    }
+
+    /// Where operators speak to each member, up or not.
+    pub(crate) fn ports(&self) -> [SocketAddr; MEMBERS] {
+        self.ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)))
     }
 
     pub(crate) fn lives(&self) -> &BTreeMap<u32, Life> {
@@ -137,6 +160,8 @@ impl<'a> Fleet<'a> {
             stands_by: member == self.stands_by,
             world: self.dir.join("world"),
             ready: self.dir.join(format!("ready-{number}")),
+            port: self.ports[member],
+            token_file: operator::token_file(&self.dir),
             books: self.dir.join(format!("books-{number}")),
         };
         let (armed, stops_for) = slot.armed.take().unzip();

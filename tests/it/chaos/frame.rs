@@ -2,7 +2,7 @@
 //!
 //! A byte of version; 8 bytes that name the owner; 16 of the session; then as varints the group's number, the fence, the
 //! next offset and the wall clock (zigzag); a byte that says whether a partition time follows, and it. Then entries to
-//! the end: a byte of kind, the key where the kind has one, and a record behind its length.
+//! the end: a byte of kind, the key where the kind has one, and a record, or the JSON of an operator's act, behind its length.
 
 use crate::checker::record::{self, Closed, Open};
 use crate::checker::token::Key;
@@ -20,6 +20,34 @@ pub(crate) struct Frame {
     pub(crate) closed: Vec<(Key, Closed)>,
     pub(crate) removed: Vec<(Key, i64)>,
     pub(crate) opened: Vec<Open>,
+    pub(crate) acts: Vec<Act>,
+}
+
+/// What an operator did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Act {
+    pub(crate) topic: String,
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) act: String,
+    pub(crate) reason: String,
+    /// The whole, as it was written.
+    pub(crate) text: String,
+}
+
+impl Act {
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
+        let all: serde_json::Value = serde_json::from_slice(text).ok()?;
+        let word = |name| all.get(name)?.as_str().map(str::to_owned);
+        Some(Self {
+            topic: word("topic")?,
+            partition: all.get("partition")?.as_i64()? as i32,
+            offset: all.get("offset")?.as_i64()?,
+            act: word("act")?,
+            reason: word("reason")?,
+            text: String::from_utf8(text.to_vec()).ok()?,
+        })
+    }
 }
 
 /// What the first bytes of every frame of that group and topic are.
@@ -95,6 +123,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Frame, String> {
         closed: Vec::new(),
         removed: Vec::new(),
         opened: Vec::new(),
+        acts: Vec::new(),
     };
     // First seen is stored relative to this.
     let base_ms = frame.time_ms.unwrap_or(0);
@@ -110,6 +139,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Frame, String> {
                 frame.removed.push((key, offset));
             }
             3 => frame.opened.push(record::open(cursor.sized()?)),
+            4 => frame
+                .acts
+                .push(Act::parse(cursor.sized()?).ok_or("an act that is none")?),
             other => return Err(format!("an entry of kind {other}")),
         }
     }

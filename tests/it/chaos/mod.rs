@@ -14,6 +14,7 @@ mod feed;
 mod fleet;
 mod frame;
 mod judge;
+mod operator;
 mod plan;
 mod process;
 mod proxy;
@@ -35,6 +36,7 @@ use cluster::Cluster;
 use feed::Feed;
 use fleet::Fleet;
 use judge::{Evidence, OfTopic, Violation};
+use operator::{Operators, Order};
 use plan::Messages;
 use tail::{Log, Tail};
 use terms::{PARTITIONS, TOPICS, WINDOW, changelog, letters};
@@ -121,11 +123,13 @@ pub(crate) fn run(settings: &Settings) -> Option<Outcome> {
         cluster.create_topic(changelog, PARTITIONS, &kept);
     }
     let client = cluster.client();
+    cluster.create_topic(&operator::audit_topic(&run), 1, &[]);
     let tail = Tail::start(&client, &changelogs, PARTITIONS);
     let window = settings.per_second as usize * WINDOW.as_secs() as usize;
     let messages = Messages::new(settings.seed, TOPICS.len(), PARTITIONS, window);
     let mut fleet = Fleet::start(&cluster, dir.path(), &run, settings.seed, settings.broken);
     let feed = Feed::start(&client, &run, messages, settings.per_second);
+    let operators = Operators::start(&fleet.ports(), settings.seed);
     suffer(&mut fleet, settings);
 
     fleet.recover();
@@ -142,11 +146,18 @@ pub(crate) fn run(settings: &Settings) -> Option<Outcome> {
             fleet.last_words()
         ));
     }
+    let orders = operators.stop();
     if !fleet.stop() {
         stuck.push(format!("not every member ended\n{}", fleet.last_words()));
     }
     println!("chaos: breakers opened {} times", fleet.breakers_opened());
-    let evidence = evidence(&client, dir.path(), &run, tail.stop(), fleet.lives(), stuck);
+    let left = Left {
+        seen: tail.stop(),
+        lives: fleet.lives(),
+        orders,
+        stuck,
+    };
+    let evidence = evidence(&client, dir.path(), &run, left);
     println!("{}", judge::summary(&evidence));
     let outcome = Outcome {
         seed: settings.seed,
@@ -250,19 +261,21 @@ fn watcher(client: &ClientConfig, run: &str) -> BaseConsumer {
     config.create().unwrap()
 }
 
-fn evidence(
-    client: &ClientConfig,
-    dir: &Path,
-    run: &str,
-    mut seen: BTreeMap<String, Log>,
-    lives: &BTreeMap<u32, fleet::Life>,
+/// What is known at the end, and Kafka does not have.
+struct Left<'a> {
+    /// The changelogs as they were while they were written.
+    seen: BTreeMap<String, Log>,
+    lives: &'a BTreeMap<u32, fleet::Life>,
+    orders: BTreeMap<u32, Order>,
     stuck: Vec<String>,
-) -> Evidence {
+}
+
+fn evidence(client: &ClientConfig, dir: &Path, run: &str, mut left: Left<'_>) -> Evidence {
     let watcher = watcher(client, run);
     let topics = TOPICS.map(|terms| {
         let topic = terms.topic(run);
         let changelog = changelog(run, &topic);
-        let mut frames = seen.remove(&changelog).unwrap_or_default();
+        let mut frames = left.seen.remove(&changelog).unwrap_or_default();
         for message in tail::read(client, &changelog, PARTITIONS) {
             frames.insert(message.place(), message.payload.unwrap_or_default());
         }
@@ -290,8 +303,10 @@ fn evidence(
     Evidence {
         group: run.to_owned(),
         topics: topics.into(),
-        lives: lives.clone(),
-        stuck,
+        lives: left.lives.clone(),
+        orders: left.orders,
+        audit: tail::read(client, &operator::audit_topic(run), 1),
+        stuck: left.stuck,
     }
 }
 

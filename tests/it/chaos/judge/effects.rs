@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::replay::Replayed;
 use super::{Findings, Part, Rule};
+use crate::chaos::operator::Verdict;
 use crate::chaos::world::{Kind, Line};
 use crate::checker::Class;
 use crate::checker::keys;
@@ -14,7 +15,7 @@ pub(super) fn check(part: &Part<'_>, replayed: &Replayed, findings: &mut Finding
     if part.of.terms.is_guarded() {
         guarded(part, replayed, findings);
         if part.of.terms.by_key {
-            keys_are_in_order(part, findings);
+            keys_are_in_order(part, replayed, findings);
         }
     }
     child_tokens(part, findings);
@@ -43,7 +44,9 @@ fn guarded(part: &Part<'_>, replayed: &Replayed, findings: &mut Findings) {
         highest = highest.max(line.fence);
         match line.kind {
             Kind::Begin => {
-                if let Some(earlier) = of.in_doubt.filter(|_| !is_late) {
+                let was_ordered =
+                    |earlier: &Line| replayed.was_ordered(line.offset, earlier.attempt, line.attempt);
+                if let Some(earlier) = of.in_doubt.filter(|earlier| !is_late && !was_ordered(earlier)) {
                     let what = format!("{earlier}\n    and then, without a verdict, {line}");
                     findings.add(Rule::RestartedInDoubt, what);
                 }
@@ -60,7 +63,11 @@ fn guarded(part: &Part<'_>, replayed: &Replayed, findings: &mut Findings) {
                         && !part.of.terms.fenced
                         && (part.is_disturbed(line) || part.is_disturbed(earlier))
                 };
-                if let Some(earlier) = of.applied.filter(|earlier| !may_repeat(earlier)) {
+                // The operator has taken it upon themselves.
+                let was_ordered =
+                    |earlier: &Line| replayed.was_ordered(line.offset, earlier.attempt, line.attempt);
+                let is_repeated = |earlier: &&Line| !may_repeat(earlier) && !was_ordered(earlier);
+                if let Some(earlier) = of.applied.filter(is_repeated) {
                     let what = format!("{earlier}\n    and again {line}");
                     findings.add(Rule::RepeatedEffect, what);
                 }
@@ -77,14 +84,16 @@ fn guarded(part: &Part<'_>, replayed: &Replayed, findings: &mut Findings) {
     }
 }
 
-/// See [`keys`]. Not asked of whoever stood still at the start of a handler while its partition went on elsewhere.
-fn keys_are_in_order(part: &Part<'_>, findings: &mut Findings) {
+/// See [`keys`]. Not asked of whoever stood still at the start of a handler while its partition went on elsewhere,
+/// nor of what was in doubt and an operator lets run.
+fn keys_are_in_order(part: &Part<'_>, replayed: &Replayed, findings: &mut Findings) {
     let firsts = keys::firsts(part.names.iter().map(|(offset, [token, _])| (*offset, *token)));
     let mut highest = 0;
     let starts = part.lines.iter().filter_map(|line| {
         let is_late = line.fence < highest && part.is_disturbed(line);
         highest = highest.max(line.fence);
-        let is_asked = line.kind == Kind::Begin && !is_late && firsts.contains(&line.offset);
+        let is_out_of_turn = is_late || replayed.runs_out_of_turn(line.offset, line.attempt);
+        let is_asked = line.kind == Kind::Begin && !is_out_of_turn && firsts.contains(&line.offset);
         let key = part
             .messages
             .get(&line.offset)?
@@ -166,6 +175,8 @@ fn records_are_true(part: &Part<'_>, replayed: &Replayed, findings: &mut Finding
                 .is_some_and(|names| names.contains(key));
             let what = match closed.end {
                 _ if !is_name => "a record of no message",
+                // An operator knows better, or says so.
+                End::Done if replayed.was_decided(closed.offset, Verdict::Done) => continue,
                 End::Done if !effects.contains(&token::child(key, "effect")) => "done without an effect",
                 End::Done if was.contains(&Kind::Ok) && !was.contains(&Kind::Post) => {
                     "done by a handler without an effect"

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::replay::Replayed;
 use super::{Findings, Life, OfTopic, Part, Rule};
+use crate::chaos::operator::Verdict;
 use crate::chaos::terms::ATTEMPTS_MAX;
 use crate::chaos::world::Kind;
 use crate::checker::record::{Closed, End};
@@ -46,7 +47,7 @@ pub(super) fn check(part: &Part<'_>, replayed: &Replayed, findings: &mut Finding
             if content(letter) != content(message) {
                 findings.add(Rule::Letter, format!("{letter:?} is not {message:?}"));
             }
-            if let Err(why) = fits(part, message, letter) {
+            if let Err(why) = fits(part, replayed, message, letter) {
                 findings.add(Rule::Letter, format!("{offset}: {why}"));
             }
         }
@@ -72,7 +73,7 @@ fn content(of: &Message) -> Content {
 }
 
 /// The reason is one that this message can have.
-fn fits(part: &Part<'_>, message: &Message, letter: &Message) -> Result<(), String> {
+fn fits(part: &Part<'_>, replayed: &Replayed, message: &Message, letter: &Message) -> Result<(), String> {
     let reason = letter.header("hapax-reason").unwrap_or_default();
     let attempts: Option<u32> = letter.header("hapax-attempts").and_then(|text| text.parse().ok());
     let was = |kind| {
@@ -80,6 +81,7 @@ fn fits(part: &Part<'_>, message: &Message, letter: &Message) -> Result<(), Stri
         lines.any(|line| line.offset == message.offset && line.kind == kind)
     };
     let does_fit = match reason.as_str() {
+        "operator" => replayed.was_decided(message.offset, Verdict::DeadLetter),
         "rejected" => was(Kind::Rejected),
         "missing-token" => {
             part.of.terms.class == Class::NonIdempotent && token::text(message).is_none() && !was(Kind::Begin)

@@ -8,13 +8,16 @@
 mod effects;
 mod letters;
 mod planted;
+mod planted_orders;
 mod replay;
+mod verdicts;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::fleet::Life;
 use super::frame;
+use super::operator::Order;
 use super::tail::Log;
 use super::terms::{Terms, WINDOW};
 use super::world::{self, Kind, Line, SENT_MS};
@@ -42,6 +45,10 @@ pub(crate) struct Evidence {
     pub(crate) group: String,
     pub(crate) topics: Vec<OfTopic>,
     pub(crate) lives: BTreeMap<u32, Life>,
+    /// What operators ordered, by number.
+    pub(crate) orders: BTreeMap<u32, Order>,
+    /// The topic of their acts.
+    pub(crate) audit: Vec<Message>,
     /// What did not come to its end in time, after the last fault.
     pub(crate) stuck: Vec<String>,
 }
@@ -79,6 +86,8 @@ pub(crate) enum Rule {
     Letter,
     /// Books that do not balance, or say more than was recorded.
     Accounts,
+    /// An operator's act that was answered and is not recorded, or twice, or not what became of its message.
+    Order,
     /// A child token that is not the formula's.
     ChildToken,
     /// A member ended by itself, with nothing done to its network. A broken disk is no reason: it is a copy.
@@ -119,6 +128,7 @@ struct Part<'a> {
     of: &'a OfTopic,
     partition: i32,
     lives: &'a BTreeMap<u32, Life>,
+    orders: &'a BTreeMap<u32, Order>,
     messages: BTreeMap<i64, &'a Message>,
     /// Each message's token, and its position.
     names: BTreeMap<i64, [Key; 2]>,
@@ -131,7 +141,7 @@ struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    fn new(of: &'a OfTopic, partition: i32, lives: &'a BTreeMap<u32, Life>) -> Self {
+    fn new(of: &'a OfTopic, partition: i32, evidence: &'a Evidence) -> Self {
         let messages: BTreeMap<i64, &Message> = of
             .input
             .iter()
@@ -165,7 +175,8 @@ impl<'a> Part<'a> {
             letters,
             of,
             partition,
-            lives,
+            lives: &evidence.lives,
+            orders: &evidence.orders,
         }
     }
 
@@ -213,6 +224,17 @@ pub(crate) fn summary(evidence: &Evidence) -> String {
         count(|life| life.disturbed),
         count(|life| life.books.is_some()),
         count(|life| life.failed.is_some()),
+    );
+    let answered = |answer: Option<&str>| {
+        let orders = evidence.orders.values();
+        orders.filter(|order| order.answer.as_deref() == answer).count()
+    };
+    text += &format!(
+        "\n{} orders of operators: {} carried out, {} refused, {} without an answer",
+        evidence.orders.len(),
+        answered(Some("done")),
+        answered(Some("refused")),
+        answered(None),
     );
     for of in &evidence.topics {
         let lines = || of.world.values().flatten();
@@ -273,6 +295,7 @@ pub(crate) fn judge(evidence: &Evidence) -> Vec<Violation> {
         }
     }
     let mut recorded = letters::Recorded::default();
+    let mut acts = Vec::new();
     for of in &evidence.topics {
         findings.place = format!("{}: ", of.terms.name);
         letters::origins(of, &mut findings);
@@ -280,15 +303,19 @@ pub(crate) fn judge(evidence: &Evidence) -> Vec<Violation> {
         partitions.sort_unstable();
         partitions.dedup();
         for partition in partitions {
-            let part = Part::new(of, partition, &evidence.lives);
+            let part = Part::new(of, partition, evidence);
             findings.place = format!("{}/{partition}: ", of.terms.name);
             let replayed = replay::check(&part, &evidence.group, &mut findings);
             effects::check(&part, &replayed, &mut findings);
             letters::check(&part, &replayed, &mut findings);
+            verdicts::check(&part, &replayed, &mut findings);
             recorded.add(&replayed);
+            acts.extend(replayed.acts);
         }
     }
     findings.place.clear();
     letters::accounts(&evidence.lives, &recorded, &mut findings);
+    verdicts::recorded(&evidence.orders, &acts, &mut findings);
+    verdicts::published(&acts, &evidence.audit, &mut findings);
     findings.found
 }

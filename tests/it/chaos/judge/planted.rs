@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::{Evidence, OfTopic, Rule, Violation, judge};
 use crate::chaos::fleet::Life;
 use crate::chaos::frame::{self, Frame};
+use crate::chaos::operator::Order;
 use crate::chaos::terms::{TOPICS, Terms, WINDOW};
 use crate::chaos::world::{Kind, Line, SENT_MS};
 use crate::checker::record::{Closed, End, Open, Stage};
@@ -17,14 +18,16 @@ const HOUR_MS: i64 = 1_790_000_000_000;
 
 /// A campaign of one partition, before its frames are bytes.
 #[derive(Clone)]
-struct Small {
-    frames: Vec<Frame>,
-    of: OfTopic,
-    lives: BTreeMap<u32, Life>,
+pub(super) struct Small {
+    pub(super) frames: Vec<Frame>,
+    pub(super) of: OfTopic,
+    pub(super) lives: BTreeMap<u32, Life>,
+    pub(super) orders: BTreeMap<u32, Order>,
+    pub(super) audit: Vec<Message>,
     stuck: Vec<String>,
 }
 
-fn terms(name: &str) -> Terms {
+pub(super) fn terms(name: &str) -> Terms {
     *TOPICS.iter().find(|terms| terms.name == name).unwrap()
 }
 
@@ -52,7 +55,7 @@ fn input() -> Vec<Message> {
 }
 
 impl Small {
-    fn key(&self, offset: usize) -> Key {
+    pub(super) fn key(&self, offset: usize) -> Key {
         token::of(&self.of.topic, &self.of.input[offset])
     }
 
@@ -69,10 +72,11 @@ impl Small {
             closed: Vec::new(),
             removed: Vec::new(),
             opened: Vec::new(),
+            acts: Vec::new(),
         }
     }
 
-    fn open(&self, stage: Stage, offset: usize) -> Open {
+    pub(super) fn open(&self, stage: Stage, offset: usize) -> Open {
         let payload = (stage == Stage::Held).then(|| self.of.input[offset].payload.clone().unwrap());
         Open {
             stage,
@@ -83,7 +87,7 @@ impl Small {
         }
     }
 
-    fn closed(&self, end: End, offset: usize) -> (Key, Closed) {
+    pub(super) fn closed(&self, end: End, offset: usize) -> (Key, Closed) {
         let closed = Closed {
             end,
             offset: offset as i64,
@@ -93,7 +97,7 @@ impl Small {
         (self.key(offset), closed)
     }
 
-    fn line(&self, life: u32, offset: usize, kind: Kind) -> Line {
+    pub(super) fn line(&self, life: u32, offset: usize, kind: Kind) -> Line {
         Line {
             life,
             fence: life.into(),
@@ -105,11 +109,11 @@ impl Small {
         }
     }
 
-    fn lines(&mut self) -> &mut Vec<Line> {
+    pub(super) fn lines(&mut self) -> &mut Vec<Line> {
         self.of.world.get_mut(&0).unwrap()
     }
 
-    fn letter(&self, offset: usize) -> Message {
+    pub(super) fn letter(&self, offset: usize) -> Message {
         let message = &self.of.input[offset];
         let mut letter = Message {
             partition: 0,
@@ -129,7 +133,7 @@ impl Small {
     }
 
     /// Done, dead-lettered, a duplicate, in doubt, and done again after the window.
-    fn sound(terms: Terms) -> Self {
+    pub(super) fn sound(terms: Terms) -> Self {
         let topic = terms.topic(GROUP);
         let mut small = Self {
             frames: Vec::new(),
@@ -143,6 +147,8 @@ impl Small {
                 topic,
             },
             lives: BTreeMap::new(),
+            orders: BTreeMap::new(),
+            audit: Vec::new(),
             stuck: Vec::new(),
         };
         small.frames.push(small.frame(0));
@@ -196,7 +202,7 @@ impl Small {
         small
     }
 
-    fn judged(&self) -> Vec<Violation> {
+    pub(super) fn judged(&self) -> Vec<Violation> {
         let mut of = self.of.clone();
         for (offset, frame) in self.frames.iter().enumerate() {
             of.changelog.insert((0, offset as i64), encode(frame));
@@ -205,6 +211,8 @@ impl Small {
             group: GROUP.into(),
             topics: vec![of],
             lives: self.lives.clone(),
+            orders: self.orders.clone(),
+            audit: self.audit.clone(),
             stuck: self.stuck.clone(),
         })
     }
@@ -284,6 +292,10 @@ fn encode(frame: &Frame) -> Vec<u8> {
         }
         out.push(3);
         sized(&mut out, &record);
+    }
+    for act in &frame.acts {
+        out.push(4);
+        sized(&mut out, act.text.as_bytes());
     }
     out
 }
@@ -565,7 +577,7 @@ fn after_a_failure_the_idempotent_class_runs_again() {
     assert!(STAMPS[4] > STAMPS[2] + WINDOW.as_millis() as i64);
 }
 
-fn show(found: &[Violation]) -> String {
+pub(super) fn show(found: &[Violation]) -> String {
     let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
     format!("found {} violations\n{}", found.len(), lines.join("\n"))
 }

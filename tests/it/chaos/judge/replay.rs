@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Findings, Part, Rule};
-use crate::chaos::frame::{self, Frame};
+use crate::chaos::frame::{self, Act, Frame};
+use crate::chaos::operator::{self, Order};
 use crate::checker::record::{Closed, Open, Stage};
 use crate::checker::token::Key;
 
@@ -16,6 +17,9 @@ pub(super) struct Replayed {
     pub(super) open: BTreeMap<(Key, i64), Open>,
     /// The attempts that were begun, by offset.
     pub(super) begun: BTreeMap<i64, u64>,
+    /// What operators did, and what it was ordered as, by offset.
+    pub(super) acts: Vec<Act>,
+    pub(super) orders: BTreeMap<i64, Vec<Order>>,
     /// The fence that each of them was begun under.
     begun_by: BTreeMap<(Key, i64), u64>,
     /// When the commit point passed which offset: offset after the last, and the wall clock of its group.
@@ -67,6 +71,13 @@ impl Replayed {
                 part.time_before(head.next)
             );
             findings.add(Rule::Time, what);
+        }
+        for act in group.iter().flat_map(|frame| &frame.acts) {
+            let order = operator::number(&act.reason).and_then(|number| part.orders.get(&number));
+            if let Some(order) = order {
+                self.orders.entry(act.offset).or_default().push(order.clone());
+            }
+            self.acts.push(act.clone());
         }
         for (key, closed) in group.iter().flat_map(|frame| &frame.closed) {
             self.close(part, *key, *closed, findings);
