@@ -151,6 +151,8 @@ mod trace;
 mod trim;
 mod wanted;
 pub mod window;
+#[cfg(any(test, feature = "kafka"))]
+mod worker;
 
 pub use bytes::Bytes;
 pub use class::Class;

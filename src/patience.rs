@@ -14,6 +14,9 @@ use crate::error::Error;
 const PART: u32 = 4;
 const QUESTION_MIN: Duration = Duration::from_millis(300);
 
+/// Of a question that is on the way of a partition. A stop waits for the one that is under way.
+pub(crate) const QUESTION_MAX: Duration = Duration::from_secs(3);
+
 /// A question that failed is followed by another after a tenth of the time that has been waited already.
 const PAUSE_PART: u32 = 10;
 const PAUSE_MIN: Duration = Duration::from_millis(100);

@@ -12,7 +12,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
-use std::thread;
 use std::time::Duration;
 
 use crate::clock::{self, Clock};
@@ -20,26 +19,14 @@ use crate::commits::Commits;
 use crate::copies::Copies;
 use crate::partition::Wiring;
 use crate::store::{Error, PartitionId, Store, TopicId, bucket_ms};
+use crate::worker::Worker;
 
 /// How often the sweep runs. Buckets are a quarter of a window long: nothing is lost by being a little late.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// The sweeper's thread, which ends when this is dropped.
+/// The sweeper's thread, which ends when this is dropped, after a sweep that is under way.
 pub(crate) struct Sweeper {
-    /// Closed by being dropped, which ends the thread.
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Drop for Sweeper {
-    /// Waits for a sweep that is under way: the thread holds the store, and its directory is free only without it.
-    fn drop(&mut self) {
-        self.stop = None;
-        if let Some(thread) = self.thread.take() {
-            // A sweeper that panicked has said so itself.
-            let _ = thread.join();
-        }
-    }
+    _thread: Worker,
 }
 
 impl Sweeper {
@@ -52,8 +39,7 @@ impl Sweeper {
         copies: Copies,
         clock: Clock,
     ) -> std::io::Result<Self> {
-        let (stop, stopped) = mpsc::channel::<()>();
-        let thread = thread::Builder::new().name("hapax-sweep".into()).spawn(move || {
+        let thread = Worker::start("hapax-sweep", move |stopped| {
             let sweeping = Sweeping {
                 store,
                 commits,
@@ -70,10 +56,7 @@ impl Sweeper {
                 }
             }
         })?;
-        Ok(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        Ok(Self { _thread: thread })
     }
 }
 

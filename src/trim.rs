@@ -15,7 +15,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use crate::clock::{self, Instant};
@@ -23,6 +22,7 @@ use crate::commits::Commits;
 use crate::fence::Gate;
 use crate::journal::extents::Extents;
 use crate::store::{PartitionId, TopicId};
+use crate::worker::Worker;
 
 #[cfg(test)]
 mod tests;
@@ -68,22 +68,9 @@ const REFUSED_AGAIN: Duration = Duration::from_secs(600);
 /// How soon an end is noticed while an answer is waited for.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The trimmer's thread, which ends when this is dropped.
+/// The trimmer's thread, which ends when this is dropped, after a request that is under way: it holds the journal.
 pub(crate) struct Trimmer {
-    /// Closed by being dropped, which ends the thread.
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Drop for Trimmer {
-    /// Waits for a request that is under way: the thread holds the journal.
-    fn drop(&mut self) {
-        self.stop = None;
-        if let Some(thread) = self.thread.take() {
-            // A trimmer that panicked has said so itself.
-            let _ = thread.join();
-        }
-    }
+    _thread: Worker,
 }
 
 impl Trimmer {
@@ -96,8 +83,7 @@ impl Trimmer {
         rewrite: impl Fn(PartitionId, Gate) -> mpsc::Receiver<u64> + Send + 'static,
         mut cut: impl Cut,
     ) -> std::io::Result<Self> {
-        let (stop, stopped) = mpsc::channel::<()>();
-        let thread = thread::Builder::new().name("hapax-trim".into()).spawn(move || {
+        let thread = Worker::start("hapax-trim", move |stopped| {
             let mut trim = Trim::new(rules);
             let stops = || stopped.try_recv() == Err(mpsc::TryRecvError::Disconnected);
             while stopped.recv_timeout(trim.rest(clock::now())) == Err(mpsc::RecvTimeoutError::Timeout) {
@@ -114,10 +100,7 @@ impl Trimmer {
                 trim.pass(clock::now(), &mut rewrite, &mut cut);
             }
         })?;
-        Ok(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        Ok(Self { _thread: thread })
     }
 }
 

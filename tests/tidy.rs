@@ -67,7 +67,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "edges",
         &[
-            "broker", "error", "handler", "journal", "metrics", "store", "trace",
+            "broker", "error", "handler", "journal", "metrics", "store", "trace", "worker",
         ],
     ),
     (

@@ -2,10 +2,10 @@
 
 use std::io::{IsTerminal as _, Write};
 use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use crate::pulse::Progress;
+use crate::worker::Worker;
 
 /// Quick enough for an eye.
 const EVERY: Duration = Duration::from_millis(200);
@@ -18,8 +18,7 @@ const CLEAR: &[u8] = b"\r\x1b[2K";
 
 /// A thread that draws, and ends when this is dropped.
 pub(super) struct Bar {
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<thread::JoinHandle<()>>,
+    _thread: Worker,
 }
 
 impl Bar {
@@ -31,28 +30,14 @@ impl Bar {
         if !std::io::stderr().is_terminal() {
             return Ok(None);
         }
-        let (stop, stopped) = mpsc::channel::<()>();
-        let thread = thread::Builder::new().name("hapax-bar".into()).spawn(move || {
+        let thread = Worker::start("hapax-bar", move |stopped| {
             let mut is_shown = false;
             while stopped.recv_timeout(EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
                 draw(&mut std::io::stderr().lock(), &mut is_shown, progress.total());
             }
             draw(&mut std::io::stderr().lock(), &mut is_shown, (0, 0));
         })?;
-        Ok(Some(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        }))
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        self.stop = None;
-        if let Some(thread) = self.thread.take() {
-            // One that panicked has said so itself.
-            let _ = thread.join();
-        }
+        Ok(Some(Self { _thread: thread }))
     }
 }
 

@@ -158,16 +158,15 @@ async fn a_broker_that_goes_away_in_the_middle_of_a_restore_is_waited_for() {
     member.stop().await;
 }
 
-/// SIGTERM while nobody answers: in order, and clean.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_stop_while_partitions_are_asked_about_is_a_clean_one() {
+/// SIGTERM while nobody answers: in order, and clean. With a transaction of a peer open there is something to ask about.
+async fn a_stop_is_clean(holds: impl FnOnce(&Group) -> BaseProducer, asked: &str) {
     let Some(mut broker) = Broker::own() else { return };
     let group = Group::new(&broker);
     group.has_served().await;
-    let held = group.holds_the_offset();
+    let held = holds(&group);
     let dir = tempfile::tempdir().unwrap();
     let (member, at) = group.start(dir.path());
-    says(at, ASKED);
+    says(at, asked);
     broker.freeze();
     member.stop().await;
     broker.thaw();
@@ -175,18 +174,13 @@ async fn a_stop_while_partitions_are_asked_about_is_a_clean_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_stop_while_partitions_are_asked_about_is_a_clean_one() {
+    a_stop_is_clean(Group::holds_the_offset, ASKED).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_stop_while_partitions_are_restored_is_a_clean_one() {
-    let Some(mut broker) = Broker::own() else { return };
-    let group = Group::new(&broker);
-    group.has_served().await;
-    let held = group.holds_the_changelog();
-    let dir = tempfile::tempdir().unwrap();
-    let (member, at) = group.start(dir.path());
-    says(at, RESTORED);
-    broker.freeze();
-    member.stop().await;
-    broker.thaw();
-    drop(held);
+    a_stop_is_clean(Group::holds_the_changelog, RESTORED).await;
 }
 
 /// The fence is on its way: everything is read, and nothing is served. The moment is short, so it is looked for.

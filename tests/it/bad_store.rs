@@ -15,7 +15,7 @@ use hapax::config::ByteCount;
 use hapax::{Bytes, Consumer, Context, Idempotent, NonIdempotent, Reply, Topic, Window};
 use tempfile::TempDir;
 
-use crate::frozen::{Frozen, Orders};
+use crate::frozen::{self, Orders};
 use crate::kafka::{self, Broker, eventually};
 use crate::member::{self, Effects, Member, Message, SOON};
 
@@ -192,7 +192,7 @@ async fn a_directory_in_use_by_another_process_is_refused() {
         class: NonIdempotent,
     };
     member::send(&orders.brokers, &topic, [Message::new(0, "one", "one")]).await;
-    let other = Frozen::start(&orders);
+    let other = frozen::start(&orders);
     eventually("the other process at work", 2 * SOON, || {
         (!orders.starts().is_empty()).then_some(())
     });

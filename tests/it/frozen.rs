@@ -9,9 +9,8 @@
 //! a handler after its partition was gone", the one at offset 6.
 
 use std::fs::OpenOptions;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use hapax::clock::Clock;
@@ -24,6 +23,7 @@ use tempfile::TempDir;
 
 use crate::kafka::{self, eventually};
 use crate::member::{self, Effects, Member, Message, SOON};
+use crate::process::{self, Process, told};
 
 /// The handler that is running when the process freezes takes this long.
 const STUCK: Duration = Duration::from_secs(3);
@@ -68,55 +68,25 @@ impl Orders {
     }
 }
 
-/// The child, killed with the test that started it.
-pub(crate) struct Frozen(Child);
-
-impl Frozen {
-    pub(crate) fn start(orders: &Orders) -> Self {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "frozen::child", "--ignored", "--nocapture"])
-            .env("IT_BROKERS", &orders.brokers)
-            .env("IT_TOPIC", &orders.topic)
-            .env("IT_DIR", &orders.dir)
-            .env("IT_CLASS", orders.class.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self(child)
-    }
-
-    fn signal(&self, name: &str) {
-        let sent = Command::new("sh")
-            .args(["-c", "kill -s $0 $1", name, &self.0.id().to_string()])
-            .status();
-        assert!(sent.unwrap().success(), "SIG{name}");
-    }
-
-    /// Asks it to stop, by closing its input, and waits for a clean end.
-    pub(crate) fn stop(mut self) {
-        drop(self.0.stdin.take());
-        let status = eventually("the child's end", SOON, || self.0.try_wait().unwrap());
-        assert!(status.success(), "{status}");
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Starts the child.
+pub(crate) fn start(orders: &Orders) -> Process {
+    let told = [
+        ("brokers", orders.brokers.as_str()),
+        ("topic", &orders.topic),
+        ("dir", orders.dir.to_str().unwrap()),
+        ("class", &orders.class.to_string()),
+    ];
+    Process::start("frozen::child", &told)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "the child process of the tests in this file"]
 async fn child() {
-    let of = |name: &str| std::env::var(name).expect("started by a test of this file");
     let orders = Orders {
-        brokers: of("IT_BROKERS"),
-        topic: of("IT_TOPIC"),
-        dir: of("IT_DIR").into(),
-        class: if of("IT_CLASS") == Idempotent.to_string() {
+        brokers: told("brokers"),
+        topic: told("topic"),
+        dir: told("dir").into(),
+        class: if told("class") == Idempotent.to_string() {
             Idempotent
         } else {
             NonIdempotent
@@ -141,18 +111,7 @@ async fn child() {
             Ok(())
         },
     );
-    // Its end of the pipe closes when the test stops it, or is gone.
-    let stopped = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
-    let summary = consumer
-        .run_until(async move {
-            let _ = stopped.await;
-        })
-        .await
-        .unwrap_or_else(|error| panic!("{}", hapax::error::chain(&error)));
-    assert!(
-        summary.balances.iter().all(|balance| balance.remainder() == 0),
-        "{summary:?}"
-    );
+    process::run(consumer).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,7 +138,7 @@ async fn thaws(class: Class) {
     let messages = (0..MESSAGES).map(|n| Message::new(0, format!("token-{n}"), format!("message-{n}")));
     member::send(&orders.brokers, &topic, messages).await;
 
-    let frozen = Frozen::start(&orders);
+    let frozen = start(&orders);
     eventually("the handler to freeze in", 2 * SOON, || {
         (orders.starts().last()?.0 == STUCK_AT).then_some(())
     });

@@ -36,6 +36,7 @@ mod memory;
 mod mock;
 mod operator;
 mod outcomes;
+mod process;
 mod protocols;
 mod rebalance;
 mod rebuild;

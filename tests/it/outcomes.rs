@@ -6,17 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 
 use hapax::accounts::Account;
 use hapax::config::Durability;
 use hapax::{Bytes, Context, Idempotent, NonIdempotent, Output, Reply, Topic, Window};
 use tempfile::TempDir;
 
-use crate::kafka::{self, Broker, eventually};
-use crate::member::{self, Found, Member, Message, SOON};
+use crate::kafka::{self, Broker};
+use crate::member::{self, Found, Member, Message};
+use crate::process::{self, Process, told};
 
 const MESSAGES: usize = 200;
 
@@ -61,46 +61,15 @@ impl Orders {
     }
 }
 
-/// The child, killed with the test that started it.
-struct Process(Child);
-
-impl Process {
-    fn start(orders: &Orders, crash_at: Option<&str>) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
-            .args(["--exact", "outcomes::child", "--ignored", "--nocapture"])
-            .env("IT_BROKERS", &orders.brokers)
-            .env("IT_TOPIC", &orders.topic)
-            .env("IT_DIR", &orders.dir)
-            .env("IT_DURABILITY", orders.durability.to_string())
-            .env_remove("HAPAX_CRASH_AT")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null());
-        if let Some(point) = crash_at {
-            command.env("HAPAX_CRASH_AT", point);
-        }
-        Self(command.spawn().unwrap())
-    }
-
-    /// Waits until it has killed itself.
-    fn dies(mut self) {
-        let status = eventually("the child's death", SOON, || self.0.try_wait().unwrap());
-        assert!(!status.success(), "it went past the point: {status}");
-    }
-
-    /// Asks it to stop, by closing its input, and waits for a clean end.
-    fn stop(mut self) {
-        drop(self.0.stdin.take());
-        let status = eventually("the child's end", SOON, || self.0.try_wait().unwrap());
-        assert!(status.success(), "{status}");
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Starts the child. It kills itself at that point, where there is one.
+fn start(orders: &Orders, crash_at: Option<&str>) -> Process {
+    let told = [
+        ("brokers", orders.brokers.as_str()),
+        ("topic", &orders.topic),
+        ("dir", orders.dir.to_str().unwrap()),
+        ("durability", &orders.durability.to_string()),
+    ];
+    Process::start_crashing("outcomes::child", &told, crash_at)
 }
 
 async fn ship(payload: Bytes, cx: Context<Orders>) -> Result<(), hapax::HandlerError> {
@@ -118,12 +87,11 @@ async fn ship(payload: Bytes, cx: Context<Orders>) -> Result<(), hapax::HandlerE
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "the child process of the tests in this file"]
 async fn child() {
-    let of = |name: &str| std::env::var(name).expect("started by a test of this file");
     let orders = Orders {
-        brokers: of("IT_BROKERS"),
-        topic: of("IT_TOPIC"),
-        dir: of("IT_DIR").into(),
-        durability: match of("IT_DURABILITY").as_str() {
+        brokers: told("brokers"),
+        topic: told("topic"),
+        dir: told("dir").into(),
+        durability: match told("durability").as_str() {
             "local" => Durability::Local,
             _ => Durability::Replicated,
         },
@@ -140,19 +108,7 @@ async fn child() {
             layer.limits.in_flight = Some(20);
         })
         .handle(topic, ship);
-    // Its end of the pipe closes when the test stops it, or is gone.
-    let stopped = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
-    let summary = consumer
-        .run_until(async move {
-            let _ = stopped.await;
-        })
-        .await
-        .unwrap_or_else(|error| panic!("{}", hapax::error::chain(&error)));
-    let balances = &summary.balances;
-    assert!(
-        balances.iter().all(|balance| balance.remainder() == 0),
-        "{summary:?}"
-    );
+    process::run(consumer).await;
 }
 
 /// Runs through all messages, killed once at that point on the way.
@@ -169,8 +125,8 @@ async fn killed_at(broker: &Broker, durability: Durability, point: &str, dir: &T
     let messages =
         (0..MESSAGES).map(|n| Message::new(0, format!("t-{n}"), format!("order-{n}")).key(format!("k-{n}")));
     member::send(&orders.brokers, &orders.topic, messages).await;
-    Process::start(&orders, Some(point)).dies();
-    let again = Process::start(&orders, None);
+    start(&orders, Some(point)).dies();
+    let again = start(&orders, None);
     member::await_caught_up(&orders.brokers, &orders.topic, &orders.topic);
     again.stop();
     orders

@@ -109,6 +109,13 @@ impl Sent<'_> {
         self.send(0..self.tokens, "again").await;
     }
 
+    /// That member has so many partitions, and is sent again what another one has done.
+    async fn is_known_to(&mut self, effects: &Effects, partitions: usize) {
+        self.send_until_it_takes_part(effects, partitions).await;
+        self.send_again().await;
+        self.group.caught_up();
+    }
+
     /// Sends new messages until that member has started handlers in as many partitions since.
     async fn send_until_it_takes_part(&mut self, effects: &Effects, partitions: usize) {
         let before = effects.started().len();
@@ -200,21 +207,15 @@ async fn moves(name: &str, properties: &'static [(&'static str, &'static str)]) 
 
     // Another joins, and knows what the first has done.
     let second = group.start(&dirs[1], &there, None);
-    sent.send_until_it_takes_part(&there, 1).await;
-    sent.send_again().await;
-    group.caught_up();
+    sent.is_known_to(&there, 1).await;
 
     // The first leaves: everything is the other's.
     summaries.push(first.stop().await);
-    sent.send_until_it_takes_part(&there, PARTITIONS as usize).await;
-    sent.send_again().await;
-    group.caught_up();
+    sent.is_known_to(&there, PARTITIONS as usize).await;
 
     // It comes back onto a directory that is behind.
     let first = group.start(&dirs[0], &here, None);
-    sent.send_until_it_takes_part(&here, 1).await;
-    sent.send_again().await;
-    group.caught_up();
+    sent.is_known_to(&here, 1).await;
     summaries.push(first.stop().await);
     summaries.push(second.stop().await);
 

@@ -59,6 +59,14 @@ impl Group {
         member::send(&self.brokers, &self.topic, messages).await;
     }
 
+    /// A member takes the first messages, and leaves.
+    async fn takes_all(&self, dir: &Path, effects: &Effects) {
+        self.send(0, ALL).await;
+        let first = self.start(dir, effects);
+        self.caught_up();
+        first.stop().await;
+    }
+
     fn caught_up(&self) {
         member::await_caught_up(&self.brokers, &self.topic, &self.topic);
     }
@@ -104,10 +112,7 @@ async fn set_back(durability: Durability) {
     };
     let group = Group::new(broker, durability, class);
     let (dir, effects) = (tempfile::tempdir().unwrap(), Effects::default());
-    group.send(0, ALL).await;
-    let first = group.start(dir.path(), &effects);
-    group.caught_up();
-    first.stop().await;
+    group.takes_all(dir.path(), &effects).await;
     let end = member::committed(&group.brokers, &group.topic, &group.topic)[&0].0;
     assert_eq!(group.said(Level::WARN, "was set back").len(), 0);
 
@@ -154,10 +159,7 @@ async fn set_forward(durability: Durability) {
     let Some(broker) = kafka::broker() else { return };
     let mut group = Group::new(broker, durability, NonIdempotent);
     let (dir, effects) = (tempfile::tempdir().unwrap(), Effects::default());
-    group.send(0, ALL).await;
-    let first = group.start(dir.path(), &effects);
-    group.caught_up();
-    first.stop().await;
+    group.takes_all(dir.path(), &effects).await;
     let end = member::committed(&group.brokers, &group.topic, &group.topic)[&0].0;
     group.send(ALL, ALL + 20).await;
     group.reset(end + 15);
@@ -205,10 +207,7 @@ async fn a_guarded_class_is_asked_about_an_offset_that_was_set_back_in_local_mod
     let Some(broker) = kafka::broker() else { return };
     let mut group = Group::new(broker, Durability::Local, NonIdempotent);
     let (dir, effects) = (tempfile::tempdir().unwrap(), Effects::default());
-    group.send(0, ALL).await;
-    let first = group.start(dir.path(), &effects);
-    group.caught_up();
-    first.stop().await;
+    group.takes_all(dir.path(), &effects).await;
     group.reset(10);
     let refused = group.start(dir.path(), &effects);
     let said = group.await_said(Level::ERROR, "is cold").text();

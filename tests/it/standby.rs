@@ -4,9 +4,7 @@
 //! What a restore read is what it says of itself; what a copy holds is read from the stores of members that have stopped.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,6 +20,7 @@ use rdkafka::client::DefaultClientContext;
 use crate::events;
 use crate::kafka::{self, eventually};
 use crate::member::{self, Effects, Member, Message};
+use crate::process::{self, Process, told};
 
 /// Kills, sessions that end, and open transactions that time out after that.
 const SOON: Duration = Duration::from_secs(120);
@@ -136,44 +135,12 @@ fn messages(partitions: i32, tokens: std::ops::Range<i32>, say: &str) -> impl It
 
 // ---- A member that is killed.
 
-/// Killed with the test that started it.
-struct Owner(Child);
-
-impl Owner {
-    fn start(fleet: &Fleet, dir: &Path) -> Self {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "standby::child", "--ignored", "--nocapture"])
-            .env("IT_BROKERS", &fleet.brokers)
-            .env("IT_TOPIC", &fleet.topic)
-            .env("IT_DIR", dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn();
-        Self(child.unwrap())
-    }
-}
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "the child process of a test in this file"]
 async fn child() {
-    let of = |name: &str| std::env::var(name).expect("started by a test of this file");
-    let fleet = Fleet::new(of("IT_BROKERS"), of("IT_TOPIC"), Duration::from_secs(3_600));
-    let consumer = fleet.consumer(Path::new(&of("IT_DIR")), &Effects::default());
-    // Its end of the pipe closes when the test is gone.
-    let stopped = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
-    let outcome = consumer
-        .run_until(async move {
-            let _ = stopped.await;
-        })
-        .await;
-    outcome.unwrap_or_else(|error| panic!("{}", hapax::error::chain(&error)));
+    let fleet = Fleet::new(told("brokers"), told("topic"), Duration::from_secs(3_600));
+    let dir = told("dir");
+    process::run(fleet.consumer(Path::new(&dir), &Effects::default())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,7 +157,12 @@ async fn taking_over_from_a_member_that_was_killed_costs_the_tail() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let effects = Effects::default();
 
-    let owner = Owner::start(&fleet, dirs[0].path());
+    let orders = [
+        ("brokers", fleet.brokers.as_str()),
+        ("topic", &fleet.topic),
+        ("dir", dirs[0].path().to_str().unwrap()),
+    ];
+    let owner = Process::start("standby::child", &orders);
     fleet.members(1);
     fleet.send(messages(PARTITIONS, 0..TOKENS, "first")).await;
     fleet.caught_up();

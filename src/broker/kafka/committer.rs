@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
-use std::thread;
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -16,6 +15,7 @@ use rdkafka::topic_partition_list::{Offset as KafkaOffset, TopicPartitionList};
 use super::callbacks::{Answered, Callbacks};
 use crate::fence::Gate;
 use crate::message::NextOffset;
+use crate::worker::Worker;
 
 /// The commit of one partition.
 #[derive(Debug)]
@@ -31,19 +31,7 @@ pub(super) struct Order {
 
 /// The handle of the thread. Dropping it waits for the answer to what was handed over.
 pub(super) struct Committer {
-    /// Closed by being dropped, which ends the thread.
-    orders: Option<mpsc::Sender<Vec<Order>>>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Drop for Committer {
-    fn drop(&mut self) {
-        self.orders = None;
-        if let Some(thread) = self.thread.take() {
-            // One that panicked has said so itself.
-            let _ = thread.join();
-        }
-    }
+    thread: Worker<Vec<Order>>,
 }
 
 impl Committer {
@@ -56,25 +44,19 @@ impl Committer {
         answers: mpsc::Sender<Answered>,
         answered: impl Fn() + Send + 'static,
     ) -> std::io::Result<Self> {
-        let (orders, inbox) = mpsc::channel::<Vec<Order>>();
-        let thread = thread::Builder::new()
-            .name("hapax-commit".into())
-            .spawn(move || {
-                for orders in inbox {
-                    for answer in orders
-                        .chunk_by(|a, b| a.topic == b.topic)
-                        .flat_map(|of_topic| commit(&consumer, of_topic))
-                    {
-                        // Nobody listens any more where the consumer was left behind.
-                        let _ = answers.send(answer);
-                    }
-                    answered();
+        let thread = Worker::start("hapax-commit", move |inbox: mpsc::Receiver<Vec<Order>>| {
+            for orders in inbox {
+                for answer in orders
+                    .chunk_by(|a, b| a.topic == b.topic)
+                    .flat_map(|of_topic| commit(&consumer, of_topic))
+                {
+                    // Nobody listens any more where the consumer was left behind.
+                    let _ = answers.send(answer);
                 }
-            })?;
-        Ok(Self {
-            orders: Some(orders),
-            thread: Some(thread),
-        })
+                answered();
+            }
+        })?;
+        Ok(Self { thread })
     }
 
     /// Hands over commits; their answers come in their order.
@@ -84,9 +66,9 @@ impl Committer {
             by_topic.entry(order.topic.clone()).or_default().push(order);
         }
         let orders: Vec<Order> = by_topic.into_values().flatten().collect();
-        if let Some(to) = self.orders.as_ref().filter(|_| !orders.is_empty()) {
+        if !orders.is_empty() {
             // Where the thread is gone nothing is answered, and whoever waits has a deadline.
-            let _ = to.send(orders);
+            self.thread.send(orders);
         }
     }
 }

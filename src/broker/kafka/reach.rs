@@ -27,9 +27,6 @@ const TAIL: usize = 64;
 /// Where that many offsets hold no message (markers, compaction) as many times more are looked at.
 const TAIL_GROWS: i64 = 16;
 
-/// A stop waits for the question that is under way.
-const QUESTION_MAX: Duration = Duration::from_secs(3);
-
 /// Where one partition's reading begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reach {
@@ -206,7 +203,7 @@ fn ask<T>(
     let what = "asking where a window begins";
     let mut patience = Patience::new(clock::now());
     loop {
-        let at_most = patience::question(patience.waited(clock::now()), QUESTION_MAX);
+        let at_most = patience::question(patience.waited(clock::now()), patience::QUESTION_MAX);
         let error = match question(at_most) {
             Ok(answer) => return Ok(Some(answer)),
             Err(_) if stop() => return Ok(None),

@@ -5,7 +5,6 @@
 
 use std::cell::RefCell;
 use std::sync::{Arc, mpsc};
-use std::thread;
 
 use super::changelog::{self, Read, Span};
 use super::reach::{Reach, config, reaches, unreadable};
@@ -19,6 +18,7 @@ use crate::pulse::Progress;
 use crate::rebuild::{Going, Plan, Rebuild};
 use crate::store::{PartitionId, Store};
 use crate::wanted::{Ticket, Wanted};
+use crate::worker::Worker;
 
 /// A partition's window is whole, or cannot be read.
 #[derive(Debug)]
@@ -31,9 +31,8 @@ pub(crate) struct Rebuilt {
 
 /// The handle of the thread, which ends when this is dropped.
 pub(crate) struct Rebuilder {
-    jobs: Option<mpsc::Sender<(Plan, Ticket)>>,
     wanted: Wanted,
-    thread: Option<thread::JoinHandle<()>>,
+    thread: Worker<(Plan, Ticket)>,
 }
 
 impl Rebuilder {
@@ -47,38 +46,28 @@ impl Rebuilder {
         progress: Progress,
         rebuilt: impl Fn(Rebuilt) + Send + 'static,
     ) -> std::io::Result<Self> {
-        let (jobs, inbox) = mpsc::channel::<(Plan, Ticket)>();
         let wanted = Wanted::default();
         let known = wanted.clone();
-        let thread = thread::Builder::new()
-            .name("hapax-rebuild".into())
-            .spawn(move || {
-                while let Ok(first) = inbox.recv() {
-                    let mut job = vec![first];
-                    job.extend(inbox.try_iter());
-                    job.retain(|(plan, ticket)| known.wants(plan.id, *ticket));
-                    let told = Told {
-                        wanted: &known,
-                        progress: &progress,
-                        rebuilt: &rebuilt,
-                    };
-                    work(&settings, &store, &told, job);
-                }
-            })?;
-        Ok(Self {
-            jobs: Some(jobs),
-            wanted,
-            thread: Some(thread),
-        })
+        let thread = Worker::start("hapax-rebuild", move |inbox: mpsc::Receiver<(Plan, Ticket)>| {
+            while let Ok(first) = inbox.recv() {
+                let mut job = vec![first];
+                job.extend(inbox.try_iter());
+                job.retain(|(plan, ticket)| known.wants(plan.id, *ticket));
+                let told = Told {
+                    wanted: &known,
+                    progress: &progress,
+                    rebuilt: &rebuilt,
+                };
+                work(&settings, &store, &told, job);
+            }
+        })?;
+        Ok(Self { wanted, thread })
     }
 
     /// Asks for a partition's window. It is heard of under this ticket, unless it is forgotten before.
     pub(super) fn rebuild(&self, plan: Plan) -> Ticket {
         let ticket = self.wanted.want(plan.id);
-        if let Some(jobs) = &self.jobs {
-            // A thread that is gone has panicked, and said so.
-            let _ = jobs.send((plan, ticket));
-        }
+        self.thread.send((plan, ticket));
         ticket
     }
 
@@ -89,14 +78,9 @@ impl Rebuilder {
 }
 
 impl Drop for Rebuilder {
-    /// Waits for its end: the thread holds the store.
+    /// What is under way ends soon, since nobody wants it.
     fn drop(&mut self) {
-        self.jobs = None;
         self.wanted.forget_all();
-        if let Some(thread) = self.thread.take() {
-            // One that panicked has said so itself.
-            let _ = thread.join();
-        }
     }
 }
 

@@ -26,6 +26,7 @@ use crate::pulse::Progress;
 use crate::recovery::{Recovery, Source};
 use crate::store::{PartitionId, Store, TopicId};
 use crate::wanted::{LOOK, Ticket, Wanted};
+use crate::worker::Worker;
 
 /// A partition is read, or cannot be.
 #[derive(Debug)]
@@ -48,9 +49,8 @@ pub(crate) struct Parts {
 
 /// The handle of the thread, which ends when this is dropped.
 pub(crate) struct Restorer {
-    jobs: Option<mpsc::Sender<Vec<(PartitionId, Ticket)>>>,
     wanted: Wanted,
-    thread: Option<thread::JoinHandle<()>>,
+    thread: Worker<Vec<(PartitionId, Ticket)>>,
 }
 
 impl Restorer {
@@ -59,30 +59,23 @@ impl Restorer {
     /// # Errors
     /// Where the system gives no thread.
     pub(crate) fn start(parts: Parts, restored: impl Fn(Restored) + Send + 'static) -> std::io::Result<Self> {
-        let (jobs, inbox) = mpsc::channel::<Vec<(PartitionId, Ticket)>>();
         let wanted = Wanted::default();
         let known = wanted.clone();
-        let thread = thread::Builder::new()
-            .name("hapax-restore".into())
-            .spawn(move || {
+        let thread = Worker::start(
+            "hapax-restore",
+            move |inbox: mpsc::Receiver<Vec<(PartitionId, Ticket)>>| {
                 for job in inbox {
                     work(&parts, &known, &job, &restored);
                 }
-            })?;
-        Ok(Self {
-            jobs: Some(jobs),
-            wanted,
-            thread: Some(thread),
-        })
+            },
+        )?;
+        Ok(Self { wanted, thread })
     }
 
     /// Asks for partitions to be read. Each is heard of under its ticket, unless it is forgotten before.
     pub(crate) fn restore(&self, ids: &[PartitionId]) -> Vec<(PartitionId, Ticket)> {
         let job: Vec<_> = ids.iter().map(|id| (*id, self.wanted.want(*id))).collect();
-        if let Some(jobs) = &self.jobs {
-            // A thread that is gone has panicked, and said so.
-            let _ = jobs.send(job.clone());
-        }
+        self.thread.send(job.clone());
         job
     }
 
@@ -93,14 +86,9 @@ impl Restorer {
 }
 
 impl Drop for Restorer {
-    /// Waits for its end: the thread holds the store.
+    /// What is under way ends soon, since nobody wants it.
     fn drop(&mut self) {
-        self.jobs = None;
         self.wanted.forget_all();
-        if let Some(thread) = self.thread.take() {
-            // One that panicked has said so itself.
-            let _ = thread.join();
-        }
     }
 }
 
@@ -156,9 +144,6 @@ fn work(parts: &Parts, wanted: &Wanted, job: &[(PartitionId, Ticket)], restored:
 /// The last owner trims once more at most after it has lost a partition; another owner may come in between.
 const TRIMMED_MAX: usize = 10;
 
-/// A stop waits for the question that is under way.
-const QUESTION_MAX: Duration = Duration::from_secs(3);
-
 /// Longer than it takes the broker to end an abandoned transaction: a log that stands still for so long may have lost its end
 /// with a broker.
 const STANDS_MAX: Duration = Duration::from_secs(60);
@@ -190,7 +175,7 @@ impl Waiting {
     }
 
     fn question(&self) -> Duration {
-        patience::question(self.patience.get().waited(clock::now()), QUESTION_MAX)
+        patience::question(self.patience.get().waited(clock::now()), patience::QUESTION_MAX)
     }
 
     /// Whether it is worth while to ask again, which it is after a pause.

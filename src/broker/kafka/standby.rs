@@ -6,8 +6,8 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::{Arc, mpsc};
-use std::thread;
 use std::time::Duration;
 
 use super::changelog::{self, Ends, Read, Span};
@@ -23,6 +23,7 @@ use crate::metrics::StandbyMeters;
 use crate::recovery::Source;
 use crate::standby::{Of, Standby};
 use crate::store::{PartitionId, Store, TopicId};
+use crate::worker::Worker;
 
 /// What the thread works with.
 pub(crate) struct Parts {
@@ -34,11 +35,9 @@ pub(crate) struct Parts {
     pub(crate) signal: Arc<Signal>,
 }
 
-/// The handle of the thread, which ends when this is dropped.
+/// The handle of the thread, which ends when this is dropped. Where it panicked copies are late.
 pub(crate) struct StandbyThread {
-    /// Closed by being dropped, which ends the thread.
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<thread::JoinHandle<()>>,
+    _thread: Worker,
 }
 
 /// How soon it is noticed that other partitions are to be read.
@@ -58,32 +57,15 @@ impl StandbyThread {
     /// # Errors
     /// Where the system gives no thread.
     pub(crate) fn start(parts: Parts) -> std::io::Result<Self> {
-        let (stop, stopped) = mpsc::channel::<()>();
-        let thread = thread::Builder::new()
-            .name("hapax-standby".into())
-            .spawn(move || Work::new(parts, stopped).run())?;
-        Ok(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for StandbyThread {
-    /// Waits for its end: the thread holds the store.
-    fn drop(&mut self) {
-        self.stop = None;
-        if let Some(thread) = self.thread.take() {
-            // One that panicked has said so itself, and copies are late.
-            let _ = thread.join();
-        }
+        let thread = Worker::start("hapax-standby", move |stopped| Work::new(parts, stopped).run())?;
+        Ok(Self { _thread: thread })
     }
 }
 
 struct Work {
     settings: Arc<Settings>,
     signal: Arc<Signal>,
-    stopped: mpsc::Receiver<()>,
+    stopped: mpsc::Receiver<Infallible>,
     standby: Standby,
     changelogs: BTreeMap<TopicId, String>,
     /// How many partitions each changelog has, as far as that is known.
@@ -92,7 +74,7 @@ struct Work {
 }
 
 impl Work {
-    fn new(parts: Parts, stopped: mpsc::Receiver<()>) -> Self {
+    fn new(parts: Parts, stopped: mpsc::Receiver<Infallible>) -> Self {
         let Parts {
             settings,
             store,
@@ -333,7 +315,7 @@ mod tests {
         };
         let thread = StandbyThread::start(parts).unwrap();
         // By now it is in the middle of a question, which takes longer than this.
-        thread::park_timeout(ANSWER_MAX / 4);
+        std::thread::park_timeout(ANSWER_MAX / 4);
         let since = clock::now();
         drop(thread);
         let took = clock::now().saturating_duration_since(since);
