@@ -268,8 +268,14 @@ fn takes_verdict(entry: &Entry) -> Result<&Entry, Refusal> {
     }
 }
 
-/// The changes that write the verdict into the open records, with the acts to be kept with them. A message that has
-/// this verdict already is left alone: to say the same thing twice is not another act.
+/// Messages that are read and written at a time, in bytes: a million may be decided about at once.
+const PORTION_BYTES: usize = 8 << 20;
+
+/// Writes the verdict into the open records, with the acts to be kept with them, and says how many it was given to. A message that
+/// has this verdict already is left alone: to say the same thing twice is not another act.
+///
+/// A portion of them after another, each durable as a whole: where one cannot be written, those before it have their verdict, and to
+/// say it again gives it to the others.
 ///
 /// # Errors
 /// Those of the store.
@@ -278,32 +284,72 @@ pub(crate) fn decide(
     chosen: &[&Entry],
     verdict: Verdict,
     said: &Said,
-) -> Result<Vec<Changes>, store::Error> {
+) -> Result<usize, store::Error> {
+    decide_in(PORTION_BYTES, store, chosen, verdict, said)
+}
+
+fn decide_in(
+    most: usize,
+    store: &dyn Store,
+    chosen: &[&Entry],
+    verdict: Verdict,
+    said: &Said,
+) -> Result<usize, store::Error> {
     let mut of_partition: BTreeMap<PartitionId, Vec<&Entry>> = BTreeMap::new();
     for entry in chosen.iter().filter(|entry| entry.verdict != Some(verdict)) {
         of_partition.entry(entry.id).or_default().push(entry);
     }
-    let mut group = Vec::new();
+    let mut given = 0;
     for (id, entries) in of_partition {
-        let mut changes = Changes::new(id);
-        for mut open in store.load(id)?.open {
-            let meant = entries
-                .iter()
-                .find(|entry| entry.offset == open.offset && entry.keys == open.keys);
-            let (Some(entry), Stage::Held { verdict: given, .. }) = (meant, &mut open.stage) else {
-                continue;
-            };
-            *given = Some(verdict);
-            changes.acts.push(said.act(
-                &format!("resolve --{}", verdict.code()),
-                (&entry.topic, id.partition, open.offset),
-                first_key(&open),
-            ));
-            changes.opened.push(open);
+        let mut left = entries.as_slice();
+        while !left.is_empty() {
+            let (portion, rest) = left.split_at(portion(left, most));
+            left = rest;
+            given += decide_some(store, id, portion, verdict, said)?;
         }
-        group.push(changes);
     }
-    Ok(group)
+    Ok(given)
+}
+
+/// How many of the first fit: at least one.
+fn portion(entries: &[&Entry], most: usize) -> usize {
+    let mut bytes = 0_usize;
+    let fits = |entry: &&&Entry| {
+        bytes = bytes.saturating_add(entry.bytes);
+        bytes <= most
+    };
+    entries.iter().take_while(fits).count().max(1)
+}
+
+fn decide_some(
+    store: &dyn Store,
+    id: PartitionId,
+    entries: &[&Entry],
+    verdict: Verdict,
+    said: &Said,
+) -> Result<usize, store::Error> {
+    let named = entries
+        .iter()
+        .filter_map(|entry| Some(((*entry.keys.first()?, entry.offset), *entry)));
+    let named: HashMap<(TokenKey, Offset), &Entry> = named.collect();
+    let names: Vec<_> = named.keys().copied().collect();
+    let mut changes = Changes::new(id);
+    for mut open in store.load_open(id, &names)? {
+        let meant = named.get(&(first_key(&open), open.offset));
+        let (Some(entry), Stage::Held { verdict: given, .. }) = (meant, &mut open.stage) else {
+            continue;
+        };
+        *given = Some(verdict);
+        changes.acts.push(said.act(
+            &format!("resolve --{}", verdict.code()),
+            (&entry.topic, id.partition, open.offset),
+            first_key(&open),
+        ));
+        changes.opened.push(open);
+    }
+    let given = changes.acts.len();
+    store.apply(&[changes])?;
+    Ok(given)
 }
 
 #[cfg(test)]
@@ -443,14 +489,10 @@ mod tests {
         ]);
         let names = BTreeMap::from([(entries[0].id.topic, "orders".to_owned())]);
         let chosen = choose(&entries, &Target::AllInDoubt).unwrap();
-        let group = decide(&store, &chosen, Verdict::Done, &said()).unwrap();
-        let acts = group.iter().flat_map(|changes| &changes.acts);
-        assert_eq!(
-            acts.map(|act| act.offset).collect::<Vec<_>>(),
-            [5, 7],
-            "not 9: it waits behind 5"
-        );
-        store.apply(&group).unwrap();
+        assert_eq!(decide(&store, &chosen, Verdict::Done, &said()).unwrap(), 2);
+        let mut acts: Vec<_> = store.audited().unwrap().iter().map(|act| act.offset).collect();
+        acts.sort_unstable();
+        assert_eq!(acts, [5, 7], "not 9: it waits behind 5");
 
         let entries = list(&store, &names).unwrap();
         assert_eq!(
@@ -459,9 +501,47 @@ mod tests {
         );
         assert_eq!(choose(&entries, &Target::AllInDoubt), Ok(vec![]));
         let one = choose(&entries, &at(0, 5)).unwrap();
-        let again = decide(&store, &one, Verdict::Done, &said()).unwrap();
-        assert_eq!(again, []);
-        let group = decide(&store, &one, Verdict::Run, &said()).unwrap();
-        assert_eq!(group[0].acts[0].act, "resolve --run");
+        assert_eq!(decide(&store, &one, Verdict::Done, &said()).unwrap(), 0);
+        assert_eq!(store.audited().unwrap().len(), 2);
+        assert_eq!(decide(&store, &one, Verdict::Run, &said()).unwrap(), 1);
+        let acts = store.audited().unwrap();
+        assert!(acts.iter().any(|act| act.act == "resolve --run"), "{acts:?}");
+    }
+
+    /// Each portion is durable as a whole, with its acts; where one cannot be written the others can be given their verdict later.
+    #[test]
+    fn verdicts_on_many_are_given_a_portion_at_a_time() {
+        let stage = || Stage::Held {
+            why: HeldFor::InDoubt,
+            message: Kept {
+                payload: Some(bytes::Bytes::from_static(b"0123456789")),
+                ..KEPT
+            },
+            verdict: None,
+        };
+        let held: Vec<Open> = (0..9).map(|n| open(n, n as u8, stage())).collect();
+        let (store, entries) = store(&[&held]);
+        let names = BTreeMap::from([(entries[0].id.topic, "orders".to_owned())]);
+        let chosen = choose(&entries, &Target::AllInDoubt).unwrap();
+        let of_four = entries[..4].iter().map(|entry| entry.bytes).sum();
+        store.fail_after(1, crate::store::memory::Fault::Lost);
+        assert!(decide_in(of_four, &store, &chosen, Verdict::Done, &said()).is_err());
+        let store = store.restart(&[TopicSpec {
+            name: "orders".into(),
+            window_ms: 1_000,
+        }]);
+        let entries = list(&store, &names).unwrap();
+        let decided = entries.iter().filter(|entry| entry.verdict.is_some()).count();
+        assert_eq!((decided, store.audited().unwrap().len()), (4, 4));
+        let chosen = choose(&entries, &Target::AllInDoubt).unwrap();
+        assert_eq!(
+            decide_in(of_four, &store, &chosen, Verdict::Done, &said()).unwrap(),
+            5
+        );
+        assert_eq!(store.audited().unwrap().len(), 9);
+        // One that is longer than a portion is one.
+        let entries = list(&store, &names).unwrap();
+        let all: Vec<&Entry> = entries.iter().collect();
+        assert_eq!(decide_in(0, &store, &all, Verdict::Run, &said()).unwrap(), 9);
     }
 }

@@ -14,7 +14,7 @@ use crate::accounts::Account;
 use crate::config::{Durability, TokenSource};
 use crate::held::{self, Entry, State as HeldState};
 use crate::outcome::{Closed, End, Stored};
-use crate::store::{AuditEntry, PartitionId, Store};
+use crate::store::{AuditEntry, NoMark, PartitionId, Store};
 use crate::token::{TokenKey, key_of};
 use crate::window::Window;
 
@@ -201,7 +201,12 @@ pub(super) async fn inspect(
                 && asked.partition.is_none_or(|partition| act.partition == partition)
                 && (tokens.contains(&act.token) || asked.offset == Some(act.offset))
         };
-        let acts = store.audited()?.into_iter().filter(is_about).collect();
+        let mut acts = Vec::new();
+        store.visit_audit(None, &mut |act| {
+            acts.extend(Some(act).filter(is_about));
+            acts.len() < LIST_MAX
+        })?;
+        acts.reverse();
         Ok(Inspected {
             tokens,
             open: open.iter().map(HeldOne::of).collect(),
@@ -286,6 +291,8 @@ fn outcomes_of(
 pub(super) struct Part {
     topic: Option<String>,
     limit: Option<usize>,
+    /// Only what is older than the act of that mark.
+    before: Option<String>,
 }
 
 pub(super) async fn audit(
@@ -294,13 +301,9 @@ pub(super) async fn audit(
 ) -> Result<Response, Refused> {
     let store = office.store()?;
     let limit = part.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX);
-    let acts = blocking(move || {
-        let mut acts = store.audited()?;
-        acts.retain(|act| part.topic.as_ref().is_none_or(|topic| act.topic == *topic));
-        let more = acts.len() > limit;
-        let acts = acts.split_off(acts.len().saturating_sub(limit));
-        Ok(Acts { acts, more })
-    })
-    .await?;
+    let before = part.before.as_deref().map(str::parse).transpose();
+    let before = before.map_err(|error: NoMark| Refused::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let is_meant = move |act: &AuditEntry| part.topic.as_ref().is_none_or(|topic| act.topic == *topic);
+    let acts = blocking(move || Ok(Acts::page(&*store, before, limit, is_meant)?)).await?;
     Ok(json(StatusCode::OK, &acts))
 }

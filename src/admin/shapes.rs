@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::held::{Entry, State};
-use crate::store::AuditEntry;
+use crate::store::{self, AuditEntry, AuditMark, Store};
 
 /// Which messages an order is about.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -239,6 +239,55 @@ pub(crate) struct Acts {
     pub(crate) acts: Vec<AuditEntry>,
     /// There are older ones than these.
     pub(crate) more: bool,
+    /// What to ask for as `before`, to be told those.
+    #[serde(default)]
+    pub(crate) before: Option<String>,
+}
+
+impl Acts {
+    /// The newest of some acts, and of those not more than that. One at a time is read.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) fn page(
+        store: &dyn Store,
+        before: Option<AuditMark>,
+        limit: usize,
+        is_meant: impl Fn(&AuditEntry) -> bool,
+    ) -> Result<Self, store::Error> {
+        let (mut acts, mut more) = (Vec::new(), false);
+        store.visit_audit(before, &mut |act| {
+            more = acts.len() >= limit.max(1) && is_meant(&act);
+            if !more {
+                acts.extend(Some(act).filter(&is_meant));
+            }
+            !more
+        })?;
+        acts.reverse();
+        Ok(Self::of(acts, more))
+    }
+
+    /// What members have, as one page of not more than that: what is replicated more than one of them may have.
+    pub(crate) fn together(pages: impl IntoIterator<Item = Self>, limit: usize) -> Self {
+        let (mut acts, mut reach): (Vec<AuditEntry>, _) = (Vec::new(), None);
+        for page in pages {
+            let oldest = page.acts.first().filter(|_| page.more);
+            reach = reach.max(oldest.map(AuditEntry::mark));
+            acts.extend(page.acts);
+        }
+        // As far as everybody has said what there is.
+        acts.retain(|act| reach.is_none_or(|reach| act.mark() >= reach));
+        acts.sort_by_key(AuditEntry::mark);
+        acts.dedup();
+        let surplus = acts.len().saturating_sub(limit.max(1));
+        Self::of(acts.split_off(surplus), reach.is_some() || surplus > 0)
+    }
+
+    fn of(acts: Vec<AuditEntry>, more: bool) -> Self {
+        let oldest = acts.first().filter(|_| more);
+        let before = oldest.map(|oldest| oldest.mark().to_string());
+        Self { acts, more, before }
+    }
 }
 
 /// `GET /v1/status`.

@@ -1,5 +1,6 @@
 //! What the port says of a consumer, and that it comes and goes with it.
 
+mod pages;
 mod requests;
 mod slow;
 

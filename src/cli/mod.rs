@@ -72,7 +72,7 @@ pub fn main() -> ExitCode {
         Verb::Audit(args) => ("audit", audit::run(&args)),
     };
     outcome.unwrap_or_else(|Failure(why)| {
-        let _ = writeln!(std::io::stderr(), "hapax {name}: {why}");
+        say(&format!("hapax {name}: {why}\n"));
         ExitCode::FAILURE
     })
 }
@@ -109,6 +109,11 @@ impl From<config::Error> for Failure {
     fn from(error: config::Error) -> Self {
         Self(chain(&error))
     }
+}
+
+/// Says something that is no answer, beside it.
+fn say(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// Prints, and does not mind a reader that has gone: `hapax held | head`.

@@ -160,11 +160,7 @@ fn stopped(args: &Args, dir: &Path) -> Result<ExitCode, Failure> {
     let chosen = choose(&entries, &target).map_err(Failure::new)?;
     let mut given = 0;
     if !args.shows_only() {
-        let group = decide(&store, &chosen, verdict, &said)?;
-        given = group.iter().map(|changes| changes.acts.len()).sum();
-        if !group.is_empty() {
-            store.apply(&group)?;
-        }
+        given = decide(&store, &chosen, verdict, &said)?;
     }
     store.close()?;
     for entry in &chosen {

@@ -14,7 +14,7 @@
 //! producer of the same name ends the old one, and the changelog says whether the group is there. What runs meanwhile
 //! goes on (schedule 9).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -30,10 +30,12 @@ use crate::clock::{self, Clock};
 use crate::fence::Gate;
 use crate::ledger::CommitPoint;
 use crate::store::{Changes, PartitionId, Store, TopicId};
+use parked::Parked;
 pub(crate) use rewrite::PORTION_BYTES;
 use rewrite::Rewrite;
 use watch::Watch;
 
+mod parked;
 mod rewrite;
 #[cfg(test)]
 mod tests;
@@ -67,6 +69,9 @@ pub(crate) trait Transactions: Send + 'static {
     /// # Errors
     /// Where a changelog cannot be read within a bounded time.
     fn find(&mut self, session: Session, number: u64, from: &Ends) -> Result<Option<Ends>, String>;
+
+    /// Those of some topics that are not on the cluster. One of which nobody knows is not among them.
+    fn missing(&mut self, topics: &BTreeSet<String>) -> BTreeSet<String>;
 }
 
 /// The offset at which each partition's changelog goes on.
@@ -205,6 +210,7 @@ impl Replicated {
             watch: watch.clone(),
             ending: Arc::clone(&ending),
             rewriting: VecDeque::new(),
+            parked: Parked::default(),
         };
         let writing = thread::Builder::new()
             .name("hapax-journal".into())
@@ -294,6 +300,7 @@ struct Writer<T> {
     ending: Arc<AtomicBool>,
     /// Partitions of which something is to be written again.
     rewriting: VecDeque<Rewrite>,
+    parked: Parked,
 }
 
 impl<T: Transactions> Writer<T> {
@@ -301,14 +308,11 @@ impl<T: Transactions> Writer<T> {
     fn serve(mut self, inbox: &mpsc::Receiver<Order>) -> Result<(), String> {
         let mut group = Vec::new();
         loop {
-            // While something is written again, portions of that and the groups of others take turns.
-            let mut next = match self.rewriting.is_empty() {
-                true => inbox.recv().map_err(mpsc::TryRecvError::from),
-                false => inbox.try_recv(),
-            };
+            let mut next = self.next(inbox);
             if matches!(next, Err(mpsc::TryRecvError::Disconnected)) {
                 return Ok(());
             }
+            self.parked.release(&mut group, &mut self.transactions);
             let mut settling = None;
             let mut entries = 0;
             while let Ok(order) = next {
@@ -331,6 +335,7 @@ impl<T: Transactions> Writer<T> {
                 }
                 next = inbox.try_recv();
             }
+            self.parked.set_aside(&mut group, &mut self.transactions);
             if let Err(why) = self.write(&mut group) {
                 for submission in group.drain(..) {
                     submission.acks.fail(Failure::Broken(why.clone()));
@@ -341,6 +346,21 @@ impl<T: Transactions> Writer<T> {
                 self.hand_on(Applied::Settle(done))?;
             }
             self.rewrite_some()?;
+        }
+    }
+
+    /// Waits for an order, unless there is something else to do.
+    fn next(&self, inbox: &mpsc::Receiver<Order>) -> Result<Order, mpsc::TryRecvError> {
+        // While something is written again, portions of that and the groups of others take turns.
+        if !self.rewriting.is_empty() {
+            return inbox.try_recv();
+        }
+        match self.parked.wait() {
+            None => inbox.recv().map_err(mpsc::TryRecvError::from),
+            Some(wait) => inbox.recv_timeout(wait).map_err(|error| match error {
+                mpsc::RecvTimeoutError::Timeout => mpsc::TryRecvError::Empty,
+                mpsc::RecvTimeoutError::Disconnected => mpsc::TryRecvError::Disconnected,
+            }),
         }
     }
 

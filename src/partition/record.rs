@@ -241,15 +241,14 @@ impl Partition {
         let open = self.resting.insert(resting);
         let who = Holder::Resting(open);
         self.hand_over(keys.as_slice(), own, Claimant { at, who });
+        // Whoever it was held behind may have left while this was on the way to the disk: then it is freed at once.
         self.finish(id, Account::Held, None);
         match why {
             HeldFor::Retry { due_ms, .. } => {
                 self.retry_due.insert((due_ms, open));
             }
             HeldFor::Key => self.held_behind_key(order, open),
-            // Whoever it was held behind may have left while this was on the way to the disk, and nobody will come back for it.
-            HeldFor::Token => keys.as_slice().iter().for_each(|key| self.free_next(key, 1)),
-            HeldFor::InDoubt => {}
+            HeldFor::InDoubt | HeldFor::Token => {}
         }
     }
 
@@ -404,7 +403,8 @@ impl Partition {
                     let why = crate::error::chain(&why);
                     tracing::warn!(
                         topic = %self.wiring.topic, partition = self.partition, %why,
-                        "a dead letter or an output was not acknowledged; it is sent again, and its partition takes nothing meanwhile"
+                        "a dead letter or an output was not acknowledged; it is sent again, and its partition takes nothing meanwhile. \
+                         If its topic is missing, make it: topics named in `outputs.topics` are looked for by a start"
                     );
                 }
                 if self.draining.is_none_or(|draining| draining.revoked) {

@@ -22,7 +22,38 @@ pub struct AuditEntry {
     pub by: String,
 }
 
+/// Where an act stands among all: by its moment. The same in every store that has the act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AuditMark(pub(super) [u8; 16]);
+
+impl std::fmt::Display for AuditMark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::str::FromStr for AuditMark {
+    type Err = NoMark;
+
+    fn from_str(text: &str) -> Result<Self, NoMark> {
+        let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = u128::from_str_radix(text, 16).ok().filter(|_| digits);
+        number.map(|number| Self(number.to_be_bytes())).ok_or(NoMark)
+    }
+}
+
+/// What was given is the mark of no act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a mark has 32 hex digits, as the answer before gave it")]
+pub struct NoMark;
+
 impl AuditEntry {
+    /// Where it stands among all.
+    #[must_use]
+    pub fn mark(&self) -> AuditMark {
+        AuditMark(self.key())
+    }
+
     /// What it is filed under: the moment, and a digest of the whole. So acts read in their order, and one that is read a
     /// second time, from a changelog, is not a second act.
     pub(super) fn key(&self) -> [u8; 16] {

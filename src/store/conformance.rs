@@ -533,6 +533,21 @@ pub fn acts_are_kept_in_order(mut medium: impl Medium) {
         let store = start(&mut medium, &["orders"]);
         let expected: Vec<AuditEntry> = (0..kept).map(act).collect();
         assert_eq!(store.audited().unwrap(), expected);
+        // The newest first, in pages of two.
+        let (mut found, mut before) = (Vec::new(), None);
+        loop {
+            let mut page = Vec::new();
+            let mut visit = |act: AuditEntry| {
+                page.push(act);
+                page.len() < 2
+            };
+            store.visit_audit(before, &mut visit).unwrap();
+            let Some(last) = page.last() else { break };
+            before = Some(last.mark());
+            found.extend(page);
+        }
+        found.reverse();
+        assert_eq!(found, expected);
         let at = partition(&store, "orders", 3);
         for number in kept..kept + 3 {
             match number % 2 {

@@ -23,7 +23,7 @@ pub mod memory;
 #[cfg(feature = "rocks")]
 pub mod rocks;
 
-pub use audit::AuditEntry;
+pub use audit::{AuditEntry, AuditMark, NoMark};
 
 /// A topic as this store numbers it: small, stable for the life of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -333,6 +333,22 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// An I/O error.
     fn audited(&self) -> Result<Vec<AuditEntry>, Error>;
+
+    /// The same one at a time, the newest first, until `visit` says `false`; only those before a mark, where one is given. There may
+    /// be a million, and whoever lists a page of them must not have them all in memory.
+    ///
+    /// # Errors
+    /// An I/O error.
+    fn visit_audit(
+        &self,
+        before: Option<AuditMark>,
+        visit: &mut dyn FnMut(AuditEntry) -> bool,
+    ) -> Result<(), Error> {
+        let acts = self.audited()?.into_iter().rev();
+        let mut acts = acts.filter(|act| before.is_none_or(|before| act.mark() < before));
+        acts.all(visit);
+        Ok(())
+    }
 
     /// Notes a clean end; the store is not used afterwards.
     ///

@@ -321,3 +321,55 @@ async fn a_start_looks_where_outcomes_are_given_back_to() {
         );
     }
 }
+
+/// The handler of partition 0 emits to a topic that nobody has made, and that no configuration names. That partition waits, the other
+/// one goes on; what waited is there once the topic is.
+async fn a_missing_topic_holds_up_its_partition(durability: Durability) {
+    let Some(broker) = kafka::broker() else { return };
+    let (brokers, topic) = (broker.bootstrap(), kafka::unique("missing"));
+    member::create_topic(broker, &topic, 2, &[]);
+    let missing = format!("{topic}-nowhere");
+    let dir = TempDir::new().unwrap();
+    let orders = Topic::bytes(&topic, NonIdempotent)
+        .window(Window::hours(1))
+        .state(missing.clone());
+    let emitting = |payload: Bytes, cx: Context<String>| async move {
+        if cx.partition() == 0 {
+            cx.emit("lost?", Output::to(cx.state().clone()).payload(payload))?;
+        }
+        Ok(())
+    };
+    let consumer = member::consumer(&brokers, &topic, dir.path())
+        .with(|layer| layer.durability = Some(durability))
+        .handle(orders, emitting);
+    let running = Member::start(consumer);
+    let next_of = |partition: i32| {
+        let committed = member::committed(&brokers, &topic, &topic);
+        committed.get(&partition).map_or(0, |(next, _)| *next)
+    };
+    member::send(&brokers, &topic, [Message::new(0, "t-0", "first")]).await;
+    for n in 0..20 {
+        member::send(&brokers, &topic, [Message::new(1, format!("u-{n}"), "other")]).await;
+        eventually("the other partition goes on", SOON, || {
+            (next_of(1) > n).then_some(())
+        });
+    }
+    assert!(!running.has_ended());
+    assert_eq!(next_of(0), 0, "its outcome is not complete");
+    broker.create_topic(&missing, 1, &[]);
+    member::await_caught_up(&brokers, &topic, &topic);
+    let summary = running.stop().await;
+    assert_eq!(member::total(&summary, Account::Done), 21);
+    let found = member::read_all(&brokers, &missing);
+    assert_eq!(found.iter().map(Found::text).collect::<Vec<_>>(), ["first"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_topic_holds_up_its_partition_local() {
+    a_missing_topic_holds_up_its_partition(Durability::Local).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_topic_holds_up_its_partition_replicated() {
+    a_missing_topic_holds_up_its_partition(Durability::Replicated).await;
+}

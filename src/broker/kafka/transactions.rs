@@ -51,6 +51,8 @@ pub(crate) struct KafkaTransactions {
     unique: [u8; 16],
     /// Up to where each partition of the changelogs was written by this process.
     reached: Mutex<BTreeMap<(String, i32), i64>>,
+    /// Topics that were on the cluster when they were asked for.
+    there: BTreeSet<String>,
 }
 
 /// So often, and in that distance, a topic has to be reported missing before it counts as deleted.
@@ -69,6 +71,7 @@ impl KafkaTransactions {
             producer: None,
             unique: [0; 16],
             reached: Mutex::default(),
+            there: BTreeSet::new(),
         };
         made.init()?;
         Ok(made)
@@ -157,17 +160,7 @@ impl KafkaTransactions {
             return None;
         }
         for names in self.parts.topics.values() {
-            let is_gone = || {
-                let found = producer
-                    .client()
-                    .fetch_metadata(Some(&names.changelog), super::ANSWER_MAX)
-                    .ok()?;
-                let error = found.topics().first()?.error().map(RDKafkaErrorCode::from);
-                Some(matches!(
-                    error,
-                    Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
-                ))
-            };
+            let is_gone = || is_there(producer, &names.changelog).map(|is_there| !is_there);
             // A broker that has just started may not have heard of it yet.
             let is_gone = (0..GONE_ASKED).all(|turn| {
                 if turn > 0 {
@@ -277,6 +270,10 @@ impl Transactions for KafkaTransactions {
             Err(cause) => cause,
         };
         self.parts.member.note(cause.code());
+        if cause.may_be_a_topic_that_is_gone() {
+            // Each is asked for again before something is written to it.
+            self.there.clear();
+        }
         let gone = self.look_again(producer, &cause);
         if let Some(why) = gone {
             // Nothing is left that could be aborted, but the offsets; the broker does it.
@@ -312,6 +309,21 @@ impl Transactions for KafkaTransactions {
                 crate::error::chain(&error)
             ))),
         }
+    }
+
+    fn missing(&mut self, topics: &BTreeSet<String>) -> BTreeSet<String> {
+        let Some(producer) = &self.producer else {
+            return BTreeSet::new();
+        };
+        let mut missing = BTreeSet::new();
+        for topic in topics.difference(&self.there.clone()) {
+            match is_there(producer, topic) {
+                Some(true) => drop(self.there.insert(topic.clone())),
+                Some(false) => drop(missing.insert(topic.clone())),
+                None => {}
+            }
+        }
+        missing
     }
 
     fn renew(&mut self) -> Result<(), String> {
@@ -355,6 +367,20 @@ impl Transactions for KafkaTransactions {
             Err(error) => Err(crate::error::chain(&error)),
         }
     }
+}
+
+/// Whether a topic is on the cluster, where that is answered.
+fn is_there(producer: &ThreadedProducer<Deliveries>, topic: &str) -> Option<bool> {
+    let found = producer
+        .client()
+        .fetch_metadata(Some(topic), super::ANSWER_MAX)
+        .ok()?;
+    let error = found.topics().first()?.error().map(RDKafkaErrorCode::from);
+    let is_gone = matches!(
+        error,
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
+    );
+    Some(!is_gone)
 }
 
 /// Why a transaction was not committed.

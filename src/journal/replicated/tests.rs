@@ -49,6 +49,7 @@ struct Kafka {
     /// Cleared while this process is asked who it is.
     lost_while_asked: Option<Gate>,
     renewals_fail: usize,
+    missing: BTreeSet<String>,
 }
 
 impl Script {
@@ -131,6 +132,11 @@ impl Transactions for Script {
             .iter()
             .position(|(of, at, _)| (*of, *at) == (session, number));
         Ok(place.map(|place| from.keys().map(|id| (*id, place as i64 + 1)).collect()))
+    }
+
+    fn missing(&mut self, topics: &BTreeSet<String>) -> BTreeSet<String> {
+        let kafka = self.kafka();
+        topics.intersection(&kafka.missing).cloned().collect()
     }
 }
 
@@ -472,4 +478,93 @@ fn what_is_committed_late_does_not_bring_back_what_was_swept() {
         [[0]],
         "in the changelog, where a restore finds it"
     );
+}
+
+/// A message for a topic that is not on the cluster holds up its partition, in its order, and nobody else.
+#[test]
+fn a_topic_that_is_missing_holds_up_its_partition_and_no_other() {
+    let rig = Rig::new(&Script::default(), LONG);
+    let (one, other) = (Gate::mint(Fence(0)), Gate::mint(Fence(0)));
+    let missing = |is_missing: bool| {
+        let topics = is_missing.then(|| "orders.dead-letters".to_owned());
+        rig.script.kafka().missing = topics.into_iter().collect();
+    };
+    missing(true);
+    let first = rig.submit(0, &one, 10);
+    assert!(rig.journal.settle());
+    // Behind it, and with no message at all.
+    let mut changes = Changes::new(id(0));
+    changes.position = Some(Position {
+        commit_point: NextOffset(12),
+        time_ms: Some(1),
+        acknowledged_ms: Some(1),
+        written_ms: 5,
+    });
+    rig.journal.submit(Submission {
+        gate: one.clone(),
+        acks: Arc::clone(&first),
+        number: 2,
+        changes,
+        letters: Vec::new(),
+        stands: None,
+    });
+    let mut changes = Changes::new(id(1));
+    changes.position = Some(Position {
+        commit_point: NextOffset(21),
+        time_ms: Some(1),
+        acknowledged_ms: Some(1),
+        written_ms: 5,
+    });
+    let second = Arc::new(Acks::default());
+    rig.journal.submit(Submission {
+        gate: other,
+        acks: Arc::clone(&second),
+        number: 1,
+        changes,
+        letters: Vec::new(),
+        stands: None,
+    });
+    assert!(rig.journal.settle());
+    assert_eq!((first.state(), second.state()), (Ok(0), Ok(1)));
+    assert_eq!((rig.known(0).0, rig.known(1).0), (None, Some(21)));
+    missing(false);
+    let end = clock::now() + LONG;
+    while first.state() != Ok(2) {
+        assert!(clock::now() < end, "{:?}", first.state());
+        thread::yield_now();
+    }
+    assert_eq!((rig.known(0).0, rig.script.kafka().letters), (Some(12), 1));
+    assert_eq!(rig.script.log(), [[1], [0]]);
+    assert_eq!(rig.end(), Vec::<String>::new());
+}
+
+/// It is never written in the name of an assignment that is over, and the next one does not wait behind it.
+#[test]
+fn what_waits_for_a_topic_ends_with_its_assignment() {
+    let rig = Rig::new(&Script::default(), LONG);
+    let gate = Gate::mint(Fence(0));
+    rig.script.kafka().missing = BTreeSet::from(["orders.dead-letters".to_owned()]);
+    let first = rig.submit(0, &gate, 10);
+    assert!(rig.journal.settle());
+    gate.clear();
+    let mut changes = Changes::new(id(0));
+    changes.fence = Some(Fence(1));
+    changes.position = Some(Position {
+        commit_point: NextOffset(10),
+        time_ms: Some(1),
+        acknowledged_ms: Some(1),
+        written_ms: 5,
+    });
+    let next = Arc::new(Acks::default());
+    rig.journal.submit(Submission {
+        gate: Gate::mint(Fence(1)),
+        acks: Arc::clone(&next),
+        number: 1,
+        changes,
+        letters: Vec::new(),
+        stands: None,
+    });
+    assert!(rig.journal.settle());
+    assert_eq!((first.state(), next.state()), (Err(Failure::Fenced), Ok(1)));
+    assert_eq!((rig.known(0).0, rig.script.kafka().letters), (Some(10), 0));
 }

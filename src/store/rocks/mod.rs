@@ -21,8 +21,8 @@ use self::options::Budget;
 use self::write::Writer;
 use super::bucket::Bucket;
 use super::{
-    AuditEntry, Changes, Error, Hit, Identity, Known, PartitionId, PastStarts, Store, StoreId, TopicId,
-    TopicSpec, WindowSize,
+    AuditEntry, AuditMark, Changes, Error, Hit, Identity, Known, PartitionId, PastStarts, Store, StoreId,
+    TopicId, TopicSpec, WindowSize,
 };
 use crate::config::Durability;
 use crate::message::Offset;
@@ -525,6 +525,14 @@ impl Store for RocksStore {
 
     fn audited(&self) -> Result<Vec<AuditEntry>, Error> {
         self.list_audit()
+    }
+
+    fn visit_audit(
+        &self,
+        before: Option<AuditMark>,
+        visit: &mut dyn FnMut(AuditEntry) -> bool,
+    ) -> Result<(), Error> {
+        self.visit_acts(before, visit)
     }
 
     fn close(&self) -> Result<(), Error> {

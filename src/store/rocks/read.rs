@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use rocksdb::{IteratorMode, PrefixRange, ReadOptions};
+use rocksdb::{Direction, IteratorMode, PrefixRange, ReadOptions};
 use serde::{Deserialize, Serialize};
 
 use super::keys::{self, ClosedKey};
@@ -12,7 +12,7 @@ use crate::message::{NextOffset, Offset};
 use crate::outcome::Open;
 use crate::record;
 use crate::store::bucket::Bucket;
-use crate::store::{AuditEntry, Error, Hit, Known, PartitionId, Position};
+use crate::store::{AuditEntry, AuditMark, Error, Hit, Known, PartitionId, Position};
 use crate::token::TokenKey;
 
 /// A position in `meta`.
@@ -256,13 +256,37 @@ impl RocksStore {
             .iterator_cf(&self.family(keys::AUDIT)?, IteratorMode::Start)
         {
             let (_, value) = entry.map_err(|error| self.damage("read the audit", &error))?;
-            let entry = serde_json::from_slice(&value).map_err(|error| Error::Corrupt {
-                path: self.path.clone(),
-                what: format!("an act of an operator is unreadable: {error}"),
-            })?;
-            entries.push(entry);
+            entries.push(self.act(&value)?);
         }
         Ok(entries)
+    }
+
+    pub(super) fn visit_acts(
+        &self,
+        before: Option<AuditMark>,
+        visit: &mut dyn FnMut(AuditEntry) -> bool,
+    ) -> Result<(), Error> {
+        let mode = match &before {
+            Some(before) => IteratorMode::From(&before.0, Direction::Reverse),
+            None => IteratorMode::End,
+        };
+        for entry in self.db.iterator_cf(&self.family(keys::AUDIT)?, mode) {
+            let (key, value) = entry.map_err(|error| self.damage("read the audit", &error))?;
+            if before.is_some_and(|before| *key == before.0) {
+                continue;
+            }
+            if !visit(self.act(&value)?) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn act(&self, value: &[u8]) -> Result<AuditEntry, Error> {
+        serde_json::from_slice(value).map_err(|error| Error::Corrupt {
+            path: self.path.clone(),
+            what: format!("an act of an operator is unreadable: {error}"),
+        })
     }
 
     fn under(
