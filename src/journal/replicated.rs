@@ -144,7 +144,6 @@ impl Threads {
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly every one is the large one")]
 enum Order {
     Submit(Submission),
     /// To be told when everything before is applied.
