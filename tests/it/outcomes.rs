@@ -14,8 +14,8 @@ use hapax::config::Durability;
 use hapax::{Bytes, Context, Idempotent, NonIdempotent, Output, Reply, Topic, Window};
 use tempfile::TempDir;
 
-use crate::kafka::{self, Broker};
-use crate::member::{self, Found, Member, Message};
+use crate::kafka::{self, Broker, eventually};
+use crate::member::{self, Found, Member, Message, SOON};
 use crate::process::{self, Process, told};
 
 const MESSAGES: usize = 200;

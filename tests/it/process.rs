@@ -2,10 +2,14 @@
 //! elsewhere. Whoever starts it kills, freezes and stops it; and when they are gone, it ends.
 
 use std::io::Read as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use hapax::Consumer;
+use hapax::accounts::{Account, Balance};
+use tokio::signal::unix::{SignalKind, signal};
 
+use crate::checker::Books;
 use crate::kafka::eventually;
 use crate::member::SOON;
 
@@ -71,6 +75,60 @@ fn variable(name: &str) -> String {
 /// In the child: what it is told under that name.
 pub(crate) fn told(name: &str) -> String {
     std::env::var(variable(name)).expect("a child process, started by another test")
+}
+
+/// In the child: says what it does on stderr, and ends at once when whoever started it is gone: they hold the other end of its
+/// input.
+pub(crate) fn is_a_child() {
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::abort();
+    });
+    tracing_subscriber::fmt()
+        .with_env_filter("hapax=info,warn")
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+}
+
+/// In the child: consumes until SIGTERM comes, which may be sent once the file `ready` is there. Its accounts, one entry for
+/// each assignment, are in the file `books` then.
+pub(crate) fn live(consumer: Consumer, ready: &Path, books: &Path) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    let running = runtime.block_on(async {
+        let mut asked = signal(SignalKind::terminate()).unwrap();
+        // Before this nobody may ask: the signal would end the process in the middle of its start.
+        std::fs::write(ready, "").unwrap();
+        let stop = async move {
+            asked.recv().await;
+        };
+        consumer.run_until(stop).await
+    });
+    let summary = match running {
+        Ok(summary) => summary,
+        Err(error) => panic!("the consumer ended: {}", hapax::error::chain(&error)),
+    };
+    let stated: Vec<Books> = summary.balances.iter().map(stated).collect();
+    std::fs::write(books, serde_json::to_vec(&stated).unwrap()).unwrap();
+}
+
+fn stated(balance: &Balance) -> Books {
+    Books {
+        taken: balance.taken,
+        restored: balance.restored,
+        in_flight: balance.of(Account::InFlight),
+        done: balance.of(Account::Done),
+        failed: balance.of(Account::Failed),
+        duplicate: balance.of(Account::Duplicate),
+        redelivery: balance.of(Account::Redelivery),
+        held: balance.of(Account::Held),
+        skipped: balance.of(Account::Skipped),
+        released: balance.of(Account::Released),
+    }
 }
 
 /// In the child: consumes until the test stops it, or is gone. Then its books balance.

@@ -13,7 +13,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -384,15 +384,7 @@ fn consumer_process() {
         return;
     };
     let spec: Spec = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    std::thread::spawn(|| {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        std::process::abort();
-    });
-    tracing_subscriber::fmt()
-        .with_env_filter("hapax=info,warn")
-        .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .init();
+    crate::process::is_a_child();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

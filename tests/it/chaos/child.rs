@@ -1,6 +1,5 @@
 //! The consumer process: this same test binary, started again for one ignored test that does nothing elsewhere.
 
-use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,13 +7,13 @@ use std::time::Duration;
 use hapax::config::{Listen, Share, Standby};
 use hapax::{Bytes, Class, Consumer, Context, HandlerError, Probe, Topic, Window};
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::operator;
 use super::plan::SESSION_MS;
 use super::terms::{ATTEMPTS_MAX, TOPICS, Terms, WINDOW};
 use super::world::{self, Act, Kind, Line};
 use crate::checker;
+use crate::process;
 
 /// Names the file with the [`Spec`]; absent wherever this is not a consumer process.
 pub(crate) const VARIABLE: &str = "HAPAX_TEST_CHAOS_CHILD";
@@ -233,52 +232,6 @@ fn consumer_process() {
         return;
     };
     let spec: Spec = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    // Whoever started this holds the other end. When they are gone, so is this.
-    std::thread::spawn(|| {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        std::process::abort();
-    });
-    tracing_subscriber::fmt()
-        .with_env_filter("hapax=info,warn")
-        .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    let running = runtime.block_on(async {
-        let mut asked = signal(SignalKind::terminate()).unwrap();
-        // Before this nobody may ask: the signal would end the process in the middle of its start.
-        std::fs::write(&spec.ready, "").unwrap();
-        let stop = async move {
-            asked.recv().await;
-        };
-        consumer(&spec).run_until(stop).await
-    });
-    let summary = match running {
-        Ok(summary) => summary,
-        Err(error) => panic!("the consumer ended: {}", hapax::error::chain(&error)),
-    };
-    let books: Vec<checker::Books> = summary
-        .balances
-        .iter()
-        .map(|balance| {
-            use hapax::accounts::Account;
-            checker::Books {
-                taken: balance.taken,
-                restored: balance.restored,
-                in_flight: balance.of(Account::InFlight),
-                done: balance.of(Account::Done),
-                failed: balance.of(Account::Failed),
-                duplicate: balance.of(Account::Duplicate),
-                redelivery: balance.of(Account::Redelivery),
-                held: balance.of(Account::Held),
-                skipped: balance.of(Account::Skipped),
-                released: balance.of(Account::Released),
-            }
-        })
-        .collect();
-    std::fs::write(&spec.books, serde_json::to_vec(&books).unwrap()).unwrap();
+    process::is_a_child();
+    process::live(consumer(&spec), &spec.ready, &spec.books);
 }

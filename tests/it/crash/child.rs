@@ -4,7 +4,7 @@
 //! there is what the world saw.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -13,10 +13,10 @@ use std::time::Duration;
 use hapax::config::{Layer, Listen, Share};
 use hapax::{Bytes, Class, Consumer, Context, HandlerError, Probe, Topic, Window};
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::plan::Act;
 use super::{ATTEMPTS_MAX, IN_PLACE};
+use crate::process;
 
 /// Names the file with the [`Spec`]; absent wherever this is not a consumer process.
 pub(crate) const VARIABLE: &str = "HAPAX_CRASH_CHILD";
@@ -242,45 +242,6 @@ fn consumer_process() {
         return;
     };
     let spec: Spec = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    // Whoever started this holds the other end. When they are gone, so is this.
-    std::thread::spawn(|| {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        std::process::abort();
-    });
-    tracing_subscriber::fmt()
-        .with_env_filter("hapax=info,warn")
-        .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    let running = runtime.block_on(async {
-        let mut asked = signal(SignalKind::terminate()).unwrap();
-        // Before this nobody may ask: the signal would end the process in the middle of its start.
-        std::fs::write(&spec.ready, "").unwrap();
-        let stop = async move {
-            asked.recv().await;
-        };
-        consumer(&spec).run_until(stop).await
-    });
-    let summary = match running {
-        Ok(summary) => summary,
-        Err(error) => panic!("the consumer ended: {error}: {error:?}"),
-    };
-    let books: Vec<serde_json::Value> = summary
-        .balances
-        .iter()
-        .map(|balance| {
-            let account = hapax::accounts::Account::ALL;
-            let accounts = account.map(|account| (account.name().to_owned(), balance.of(account).into()));
-            let mut books: serde_json::Map<String, serde_json::Value> = accounts.into_iter().collect();
-            books.insert("taken".into(), balance.taken.into());
-            books.insert("restored".into(), balance.restored.into());
-            books.into()
-        })
-        .collect();
-    std::fs::write(&spec.books, serde_json::to_vec(&books).unwrap()).unwrap();
+    process::is_a_child();
+    process::live(consumer(&spec), &spec.ready, &spec.books);
 }

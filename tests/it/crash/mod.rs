@@ -377,7 +377,8 @@ impl Run {
         };
         let copy = self.dir.path().join(format!("store-after-{}", self.spec.life));
         copy_store(&self.spec.state_dir, &copy);
-        let books = (!killed).then(|| read_books(&self.spec.books));
+        let read = || serde_json::from_slice(&std::fs::read(&self.spec.books).unwrap()).unwrap();
+        let books = (!killed).then(read);
         self.lives.push(Life {
             number: self.spec.life,
             killed,
@@ -557,22 +558,4 @@ fn copy_store(from: &Path, to: &Path) {
         let entry = entry.unwrap();
         std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
-}
-
-fn read_books(path: &Path) -> Vec<checker::Books> {
-    let text = std::fs::read(path).unwrap();
-    let all: Vec<BTreeMap<String, u64>> = serde_json::from_slice(&text).unwrap();
-    let read = all.iter().map(|one| checker::Books {
-        taken: one["taken"],
-        restored: one["restored"],
-        in_flight: one["in_flight"],
-        done: one["done"],
-        failed: one["failed"],
-        duplicate: one["duplicate"],
-        redelivery: one["redelivery"],
-        held: one["held"],
-        skipped: one["skipped"],
-        released: one["released"],
-    });
-    read.collect()
 }

@@ -117,16 +117,21 @@ impl Operator {
     )]
     fn work(&mut self) {
         while !self.stop.load(Ordering::SeqCst) {
-            for one in held(self.place.admin, Some("in-doubt")).unwrap_or_default() {
-                if !self.stop.load(Ordering::SeqCst) {
-                    self.decide(&one);
+            let mut held = held(self.place.admin, Some("in-doubt")).unwrap_or_default();
+            // Of the others it is decided already.
+            held.retain(|one| one["verdict"].is_null());
+            for one in held {
+                // Until it is gone: then there is nobody to ask.
+                if self.stop.load(Ordering::SeqCst) || !self.decide(&one) {
+                    break;
                 }
             }
             std::thread::sleep(Duration::from_millis(self.random.u64(5..60)));
         }
     }
 
-    fn decide(&mut self, one: &Value) {
+    /// Whether there was an answer.
+    fn decide(&mut self, one: &Value) -> bool {
         let number = |name: &str| one[name].as_i64().unwrap();
         let (partition, offset) = (number("partition") as i32, number("offset"));
         let attempts = number("attempts");
@@ -163,7 +168,9 @@ impl Operator {
         note(kind);
         let answer = admin_port::post(self.place.admin, "/v1/resolve", TOKEN, &order.to_string());
         // No answer: it was killed, and what became of the order is not known.
-        let Some((status, text)) = answer else { return };
+        let Some((status, text)) = answer else {
+            return false;
+        };
         let came: Value = serde_json::from_str(&text).unwrap_or_default();
         match came["acts"][0]["answer"].as_str() {
             Some("done") => {
@@ -178,6 +185,7 @@ impl Operator {
             _ if matches!(status, 408 | 503) => {}
             _ => panic!("{status}: {text}"),
         }
+        true
     }
 
     /// Whether a message of that token has had its effect, as the world tells.
