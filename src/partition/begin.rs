@@ -55,7 +55,8 @@ impl Partition {
                 continue;
             };
             // What was begun before goes by its own row: a hold behind its key would not say that it may have run.
-            let has_run = work.open_at.is_some();
+            // Of those from the disk only one that was held behind its token has an order: it has not run.
+            let has_run = work.open_at.is_some() && work.origin != Origin::Restored;
             let may_be_blocked = !has_run && work.unblocked_at != self.blocks;
             if may_be_blocked && work.order.is_some_and(|order| self.blocked.contains_key(&order)) {
                 self.hold(id, HeldFor::Key);

@@ -210,10 +210,15 @@ impl Partition {
         };
         let batch = Arc::new(message.into_batch(Arc::clone(&self.wiring.topic), self.partition, open.offset));
         let keys = Keys::of(&open.keys);
+        // Whoever was held behind its token has not run, and its key has not waited for it: it is one of its key's messages still.
+        let order = match open.is_behind_its_token() {
+            true => self.order_of(message.key.as_deref()),
+            false => None,
+        };
         let id = self.works.insert(Work {
             origin: Origin::Restored,
             phase,
-            order: None,
+            order,
             batch,
             index: 0,
             has_slot: false,

@@ -270,6 +270,35 @@ fn a_duplicate_behind_a_held_token_runs_when_that_fails() {
     });
 }
 
+/// The legitimate retry is a message of its key like any other: after those that waited before it, and not beside them.
+#[test]
+fn a_duplicate_that_runs_after_all_waits_for_its_key() {
+    paused(async {
+        for class in [Class::Idempotent, Class::NonIdempotent] {
+            let script = Script::new(|offset, call| match (offset, call.attempt) {
+                (0, 1 | 2) => not_applied(),
+                (0, _) => reject(),
+                _ => after(Duration::from_millis(100)),
+            });
+            let mut rig = patient(class, &script, |policy| {
+                policy.after_failure = crate::config::AfterFailure::Run;
+            });
+            for token in ["a", "b", "a", "c"] {
+                rig.send(0, keyed("k", token));
+            }
+            rig.start().await.unwrap();
+            rig.run_for(A_WHILE).await;
+            assert_eq!(rig.account(Account::Held), 4);
+            rig.run_for(Duration::from_secs(10)).await;
+            let mut ran = script.offsets();
+            ran.dedup();
+            assert_eq!(ran, [0, 1, 3, 2], "{class}");
+            assert_eq!((rig.account(Account::Failed), rig.account(Account::Done)), (1, 3));
+            assert_eq!(open_offsets(&rig), [0i64; 0]);
+        }
+    });
+}
+
 /// After the downstream has forgotten its child token, what may have been applied is in doubt, and waits for a person.
 #[test]
 fn what_may_have_been_applied_is_run_again_only_while_it_is_remembered() {
