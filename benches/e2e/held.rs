@@ -118,7 +118,9 @@ fn held(number: u64, now_ms: i64, due_ms: i64) -> Result<Open> {
             },
             verdict: None,
         },
-        first_seen_ms: now_ms,
+        // Before anything that the topic has, as what is held is. Later than that its outcomes would lie in a bucket of their own,
+        // ahead of the time of the topic, and every look-up would ask that one too.
+        first_seen_ms: now_ms - filled::WINDOW_MS,
         attempts: 5,
         since_ms: now_ms,
         fingerprint: None,

@@ -99,13 +99,26 @@ impl Partition {
                 is_blocked: false,
             });
         }
-        // Nothing here depends on an answer, so that the next question does not wait for it either.
-        for read in &mut reads {
-            let own = keys.get(read.keys.clone()).unwrap_or_default();
-            read.meets_rest = own.iter().fold(false, |may, key| may | self.index.may_rest(key));
-            read.is_blocked = read.order.is_some_and(|order| self.blocked_sieve.may_have(order));
+        if self.index.is_free() && self.blocked.is_empty() {
+            return reads;
         }
-        for read in reads.iter_mut().filter(|read| read.meets_rest | read.is_blocked) {
+        // Where to look is worked out first. Then there is nothing between one look and the next, nor does one depend on another.
+        let places = reads.iter().map(|read| {
+            let first = keys.get(read.keys.start).map(|key| self.index.place(key));
+            (first, read.order.map(|order| self.blocked_sieve.place(order)))
+        });
+        let places: Vec<_> = places
+            .map(|(token, order)| (token.unwrap_or_default(), order.unwrap_or_default()))
+            .collect();
+        for (read, (token, order)) in reads.iter_mut().zip(&places) {
+            read.meets_rest = self.index.may_rest(*token);
+            read.is_blocked = self.blocked_sieve.may_have(*order);
+        }
+        let has_lines = self.index.has_lines();
+        for read in &mut reads {
+            if !(read.meets_rest | read.is_blocked | has_lines) && read.keys.len() == 1 {
+                continue;
+            }
             let own = keys.get(read.keys.clone()).unwrap_or_default();
             read.meets_rest = own.iter().any(|key| self.index.rests(key));
             read.is_blocked = read.order.is_some_and(|order| self.blocked.contains_key(&order));

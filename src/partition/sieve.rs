@@ -46,28 +46,47 @@ impl Sieve {
     }
 
     fn set(&mut self, hash: u64) {
-        let (at, bits) = self.place(hash);
-        if let Some(word) = self.words.get_mut(at) {
-            *word |= bits;
+        let place = self.place(hash);
+        if let Some(word) = self.words.get_mut(place.at as usize) {
+            *word |= place.bits;
         }
         self.added += 1;
     }
 
-    /// Whether the map may have a key of that hash. `false` is sure.
-    pub(super) fn may_have(&self, hash: u64) -> bool {
-        let (at, bits) = self.place(hash);
-        self.words.get(at).is_some_and(|word| word & bits == bits)
+    /// Whether the map may have the key of that place. `false` is sure.
+    pub(super) fn may_have(&self, place: Place) -> bool {
+        let word = self.words.get(place.at as usize).copied().unwrap_or_default();
+        word & place.bits == place.bits
     }
 
-    /// The word, and two bits of it.
-    const fn place(&self, hash: u64) -> (usize, u64) {
+    /// Where a hash is. Good until something is added.
+    pub(super) const fn place(&self, hash: u64) -> Place {
         // Whatever the hash is made of, all of it counts: of a message key's the lower half says little (Knuth's
         // multiplicative hash, with the upper half brought down between two of them).
         const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
         let mixed = hash.wrapping_mul(FACTOR);
         let mixed = (mixed ^ mixed >> 32).wrapping_mul(FACTOR);
-        let at = (mixed >> 32) as usize & (self.words.len() - 1);
-        (at, 1 << (mixed >> 26 & 63) | 1 << (mixed >> 20 & 63))
+        Place {
+            at: (mixed >> 32) as u32 & (self.words.len() as u32).wrapping_sub(1),
+            bits: 1 << (mixed >> 26 & 63) | 1 << (mixed >> 20 & 63),
+        }
+    }
+}
+
+/// A word of a sieve, and two bits of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    at: u32,
+    bits: u64,
+}
+
+impl Default for Place {
+    /// Of nothing: no sieve has it, as long as it has one bit to spare.
+    fn default() -> Self {
+        Self {
+            at: 0,
+            bits: u64::MAX,
+        }
     }
 }
 
@@ -90,11 +109,17 @@ mod tests {
         for count in [1, 2, 63, 64, 65, 1_000, 20_000] {
             let hashes: Vec<u64> = (0..count).map(|_| random.u64(..)).collect();
             let sieve = filled(&hashes);
-            assert!(hashes.iter().all(|hash| sieve.may_have(*hash)), "{count}");
+            assert!(
+                hashes.iter().all(|hash| sieve.may_have(sieve.place(*hash))),
+                "{count}"
+            );
             // As a message key is hashed: half of it says only how long it is.
             let lopsided: Vec<u64> = (0..count).map(|key| key << 32 | 8).collect();
             let sieve = filled(&lopsided);
-            assert!(lopsided.iter().all(|hash| sieve.may_have(*hash)), "{count}");
+            assert!(
+                lopsided.iter().all(|hash| sieve.may_have(sieve.place(*hash))),
+                "{count}"
+            );
         }
     }
 
@@ -110,7 +135,7 @@ mod tests {
             let lopsided = filled(&(0..count).map(dense).collect::<Vec<_>>());
             for (name, sieve) in [("uniform", uniform), ("lopsided", lopsided)] {
                 let wrong = (count..count + 10_000)
-                    .filter(|n| sieve.may_have(dense(*n)))
+                    .filter(|n| sieve.may_have(sieve.place(dense(*n))))
                     .count();
                 assert!(wrong < 2_500, "{name}, {count}: {wrong} of 10000");
             }
@@ -123,7 +148,7 @@ mod tests {
         // One at a time is in the map.
         for hash in 0..1_000_000_u64 {
             sieve.add(hash, std::iter::once(hash.saturating_sub(1)));
-            assert!(sieve.may_have(hash));
+            assert!(sieve.may_have(sieve.place(hash)));
         }
         assert!(sieve.words.len() <= 8, "{}", sieve.words.len());
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
-use super::sieve::Sieve;
+use super::sieve::{Place, Sieve};
 use crate::accounts::Account;
 use crate::broker::Letter;
 use crate::clock::Instant;
@@ -371,9 +371,24 @@ impl Index {
         line.is_some_and(|line| line.range(records).next().is_some())
     }
 
-    /// Whether a record at rest may have that key, or somebody waits for it. `false` is sure.
-    pub(super) fn may_rest(&self, key: &TokenKey) -> bool {
-        self.sieve.may_have(prefix(key)) | self.has_line(key)
+    /// No record is at rest, and nobody waits.
+    pub(super) fn is_free(&self) -> bool {
+        self.resting.is_empty() && self.lines.is_empty()
+    }
+
+    /// Whether anybody is in any line.
+    pub(super) fn has_lines(&self) -> bool {
+        !self.lines.is_empty()
+    }
+
+    /// Where the sieve of the records at rest has that key.
+    pub(super) fn place(&self, key: &TokenKey) -> Place {
+        self.sieve.place(prefix(key))
+    }
+
+    /// Whether a record at rest may have the key of that place. `false` is sure.
+    pub(super) fn may_rest(&self, place: Place) -> bool {
+        self.sieve.may_have(place)
     }
 
     /// Whether a record at rest has that key, or somebody waits for it.
