@@ -18,7 +18,7 @@ use hapax::store::rocks::RocksStore;
 use hapax::store::{Changes, PartitionId, Store as _, TopicSpec};
 use hapax::{Bytes, Class, Context, Summary, Topic, Window};
 
-use crate::broker::Observer;
+use crate::broker::{Ends, Observer};
 use crate::contestants::{Ended, HEADER, Measured, Progress, Task, configured, to_the_end};
 use crate::figures::Figure;
 use crate::paced::{quantile, wall_ms};
@@ -127,9 +127,9 @@ fn held(number: u64, now_ms: i64, due_ms: i64) -> Result<Open> {
     })
 }
 
-/// Every partition is served: from here on the hot path is all that there is.
+/// A moment of the hot path.
 #[derive(Debug)]
-struct Served {
+struct Moment {
     at: Instant,
     at_ms: i64,
     /// Fresh messages that had run by then.
@@ -142,30 +142,43 @@ struct Served {
 #[derive(Debug)]
 struct Noted {
     fresh: Progress,
-    /// Partitions that have not run a fresh message yet, and how things stood when there was none of them any more.
+    /// Partitions that have not run a fresh message yet.
     unserved: Mutex<BTreeSet<i32>>,
-    served: OnceLock<Served>,
+    /// None of them is left: from here on the hot path is all that there is.
+    served: OnceLock<Moment>,
+    /// Where each partition ends.
+    ends: Ends,
+    /// The first of them has run its last message. With held messages partitions are served one after another, for which the last
+    /// one pays at the end, when it runs alone.
+    ended: OnceLock<Moment>,
     /// When each held one was due, and when it started.
     started: Mutex<Vec<(i64, i64)>>,
 }
 
 impl Noted {
-    fn call(&self, payload: &[u8], partition: i32) {
+    fn moment(&self) -> Moment {
+        Moment {
+            at: Instant::now(),
+            at_ms: wall_ms(),
+            ran: self.fresh.ran.load(Ordering::Relaxed),
+            cpu: process::cpu_by_thread().unwrap_or_default(),
+        }
+    }
+
+    fn call(&self, payload: &[u8], partition: i32, offset: i64) {
         match payload.strip_prefix(MARK.as_bytes()) {
             None => {
                 if self.served.get().is_none() {
                     let mut unserved = self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
                     unserved.remove(&partition);
                     if unserved.is_empty() {
-                        let _ = self.served.set(Served {
-                            at: Instant::now(),
-                            at_ms: wall_ms(),
-                            ran: self.fresh.ran.load(Ordering::Relaxed),
-                            cpu: process::cpu_by_thread().unwrap_or_default(),
-                        });
+                        let _ = self.served.set(self.moment());
                     }
                 }
                 self.fresh.one();
+                if self.ends.get(&partition) == Some(&(offset + 1)) {
+                    self.ended.get_or_init(|| self.moment());
+                }
             }
             Some(rest) => {
                 let digits = rest.iter().take_while(|byte| byte.is_ascii_digit());
@@ -192,6 +205,8 @@ pub(crate) fn consume(task: &Task) -> Result<Measured> {
         fresh: Progress::new(task.count),
         unserved: Mutex::new(ends.keys().copied().collect()),
         served: OnceLock::new(),
+        ends: ends.clone(),
+        ended: OnceLock::new(),
         started: Mutex::default(),
     });
     let topic = Topic::bytes(&task.topic, Class::Idempotent)
@@ -202,30 +217,29 @@ pub(crate) fn consume(task: &Task) -> Result<Measured> {
         layer.limits.held_bytes = Some(ByteCount::gib(4));
     })?
     .handle(topic, |payload: Bytes, cx: Context<Arc<Noted>>| async move {
-        cx.state().call(&payload, cx.partition());
+        cx.state().call(&payload, cx.partition(), cx.offset().0);
         Ok(())
     });
     let begun = Instant::now();
     let ended = to_the_end(consumer, observer, ends, noted.fresh.all_have_run())?;
     let ran = noted.fresh.ran.load(Ordering::Relaxed);
-    let Ended {
-        summary,
-        committed,
-        mut cpu,
-    } = ended.ok_or_else(|| format!("{ran} of {} handlers have run, and no more came", task.count))?;
+    let Ended { summary, .. } =
+        ended.ok_or_else(|| format!("{ran} of {} handlers have run, and no more came", task.count))?;
     let started = std::mem::take(&mut *noted.started.lock().unwrap_or_else(PoisonError::into_inner));
     check(&summary, task.count, started.len() as u64)?;
     let first = noted.fresh.first.get().ok_or("no handler has run")?;
     let served = noted.served.get().ok_or("a partition had nothing to run")?;
+    let ended = noted.ended.get().ok_or("no partition has come to its end")?;
     // Of the hot path alone.
+    let mut cpu = ended.cpu.clone();
     for (thread, before) in &served.cpu {
         if let Some(spent) = cpu.get_mut(thread) {
             *spent -= before;
         }
     }
     Ok(Measured {
-        count: task.count - served.ran,
-        seconds: committed.duration_since(served.at).as_secs_f64(),
+        count: ended.ran.saturating_sub(served.ran),
+        seconds: ended.at.duration_since(served.at).as_secs_f64(),
         start_seconds: first.duration_since(begun).as_secs_f64(),
         rss_kib: process::peak_rss_kib()?,
         cpu,
