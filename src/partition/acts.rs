@@ -434,11 +434,14 @@ impl Partition {
             return;
         }
         let Some(acting) = self.acting.take() else { return };
-        for place in acting.places {
-            self.take_resting(place);
-        }
+        let places = acting.places.into_iter();
+        let left: Vec<_> = places.filter_map(|place| self.take_resting(place)).collect();
         for id in acting.waiting {
             self.enter(id);
+        }
+        // Whoever has another token too may be held, and wait for nobody else any more.
+        for place in left {
+            self.free_next(&place.keys.first(), 1);
         }
         // Whoever asked may have gone.
         let _ = acting.answer.send(Answered {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::work::{Holder, Keys, Origin, Phase, Work, WorkId};
+use super::work::{Claimant, Holder, Keys, Origin, Phase, Work, WorkId};
 use super::{Asked, Partition, Who};
 use crate::accounts::Account;
 use crate::config::{Concurrency, MissingToken, Mode};
@@ -221,6 +221,12 @@ impl Partition {
             let Some(mut found) = self.index.claim(*key, by).filter(|found| *found != by.who) else {
                 continue;
             };
+            if let Holder::Work(other) = found
+                && let Some(owner) = self.who_gives_way(other, by)
+            {
+                self.index.pass(*key, owner, by);
+                continue;
+            }
             // Not held behind that record before somebody who waits for work, and cannot be held yet: after a crash the one that
             // is held would be judged before the other has come again.
             if let Holder::Resting(open) = found
@@ -244,6 +250,14 @@ impl Partition {
             }
         }
         holder
+    }
+
+    /// Who has a key, and only waits for another of its own, gives way to a lower offset that has come again: or that one would get
+    /// the other key first, and each would wait for the other.
+    fn who_gives_way(&self, other: WorkId, by: Claimant) -> Option<Claimant> {
+        let work = self.works.get(other)?;
+        let waits = work.phase == Phase::Behind && work.refused.is_none();
+        Some(work.claimant(other)).filter(|owner| waits && *owner > by)
     }
 
     pub(super) fn wait_behind(&mut self, id: WorkId, first: WorkId) {

@@ -65,8 +65,7 @@ impl Partition {
                 return;
             }
             // `enter` gave it all of its keys where it met no record, and only its own end takes them away.
-            let is_its_own = !met_a_record || self.claim(id, &keys).is_none();
-            if is_its_own || self.was_suppressed(id, &closed, &keys) {
+            if !met_a_record || self.was_suppressed(id, &closed, &keys) {
                 self.meets_closed(id, &closed, Some(hits));
                 return;
             }
@@ -77,8 +76,7 @@ impl Partition {
         // Whoever holds the token now is met after all.
         match self.claim(id, &keys) {
             // That record has left since, and what it ended with may be younger than this answer.
-            None if met_a_record => self.enter(id),
-            None => self.meets_nothing(id),
+            None => self.enter(id),
             Some(Holder::Work(first)) => self.wait_behind(id, first),
             Some(Holder::Resting(open)) => self.meets_resting(id, open),
         }
@@ -213,7 +211,12 @@ impl Partition {
             Some(Holder::Work(other)) => {
                 let commit_point = self.ledger.commit_point().next;
                 let is_duplicate = self.suppresses(closed) && self.counts(judged_ms, closed, commit_point);
-                is_duplicate && self.works.get(other).is_some_and(|other| other.shares(closed))
+                let shares = is_duplicate && self.works.get(other).is_some_and(|other| other.shares(closed));
+                if shares {
+                    // The token is open until it is complete too, however long it takes to tell it.
+                    self.index.wait(key, by);
+                }
+                shares
             }
             Some(Holder::Resting(_)) => false,
         }

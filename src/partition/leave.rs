@@ -8,7 +8,7 @@
 use hashbrown::HashMap;
 
 use super::hold::{LOAD_MAX, Loads, Name};
-use super::work::{Holder, OpenId, Origin, Phase, Resting, WorkId};
+use super::work::{Holder, OpenId, Origin, Phase, Resting, Work, WorkId};
 use super::{Draining, Leaving, Partition};
 use crate::clock;
 use crate::message::Offset;
@@ -147,7 +147,7 @@ impl Partition {
             .filter(|(_, work)| {
                 let waits = matches!(
                     work.phase,
-                    Phase::Ready | Phase::Waiting | Phase::Preparing | Phase::Probing
+                    Phase::Ready | Phase::BehindKey | Phase::Waiting | Phase::Preparing | Phase::Probing
                 );
                 work.origin == Origin::Restored && waits
             })
@@ -155,9 +155,20 @@ impl Partition {
             .collect();
         for id in waiting {
             self.timers.retain(|(_, waits)| *waits != id);
+            let order = self.works.get(id).and_then(|work| work.order);
+            if let Some(queue) = order.and_then(|order| self.busy.get_mut(&order)) {
+                // Its number may be another's when the key is free.
+                queue.retain(|waits| *waits != id);
+            }
             self.attempts.discard(id);
             self.give_up(id, Reason::Moved, MOVED.to_owned());
         }
+    }
+
+    /// Whether somebody who was held is being judged: what comes of that decides whether it is given up.
+    pub(super) fn judges_held(&self) -> bool {
+        let is_held = |work: &Work| work.origin == Origin::Restored && work.phase == Phase::Judging;
+        self.works.iter().any(|(_, work)| is_held(work))
     }
 
     /// Takes a record out of the resting ones, and its keys out of the index.

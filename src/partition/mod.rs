@@ -476,11 +476,15 @@ impl Partition {
     fn is_finished(&mut self) -> Result<bool, Stop> {
         let busy_on_disk = !self.submitted.is_empty() || !self.changes.is_empty();
         if let Some(Draining { deadline, revoked }) = self.draining {
-            let ends =
-                busy_on_disk || self.running > 0 || !self.sending.is_empty() || self.has_waiting_ends();
+            let moves = revoked && !self.wiring.state_moves();
+            let ends = busy_on_disk
+                || self.running > 0
+                || !self.sending.is_empty()
+                || self.has_waiting_ends()
+                || (moves && self.judges_held());
             // Not before everything else has ended, or has run out of time: what still runs may be held, and may move
             // the commit point past what is held already.
-            if revoked && !self.wiring.state_moves() && (!ends || self.now >= deadline) {
+            if moves && (!ends || self.now >= deadline) {
                 self.load_leaving(Leaving::Moved);
             }
             let busy = ends || self.leaving.is_some();

@@ -469,6 +469,13 @@ impl Index {
         first.map(|first| first.who)
     }
 
+    /// Gives a key to one that comes before its owner. That one waits in its line from now on, and for work.
+    pub(super) fn pass(&mut self, key: TokenKey, owner: Claimant, by: Claimant) {
+        self.hand_over(key, owner, by);
+        self.wait(key, owner);
+        self.stall(&key, owner, true);
+    }
+
     fn leave_line(&mut self, key: &TokenKey, from: Claimant) {
         strike(&mut self.lines, key, from);
         strike(&mut self.stalled, key, from);

@@ -53,6 +53,8 @@ enum Kind {
     Threads(Arc<[mpsc::Sender<Question>]>),
     #[cfg(feature = "testing")]
     Inline(Arc<dyn Store>),
+    #[cfg(all(test, feature = "testing"))]
+    Late(Arc<dyn Store>, std::time::Duration),
 }
 
 fn answer(store: &dyn Store, question: Question) {
@@ -74,6 +76,60 @@ fn answer(store: &dyn Store, question: Question) {
             reply,
         } => {
             let _ = reply.send(store.load_open(partition, &names));
+        }
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+fn answer_late(store: &dyn Store, question: Question, delay: std::time::Duration) {
+    fn later<T: Send + 'static>(
+        reply: oneshot::Sender<T>,
+        delay: std::time::Duration,
+    ) -> (oneshot::Sender<T>, impl Future<Output = ()> + Send) {
+        let (now, answered) = oneshot::channel();
+        let until = crate::clock::now() + delay;
+        let send = async move {
+            crate::clock::sleep_until(until).await;
+            if let Ok(answer) = answered.await {
+                let _ = reply.send(answer);
+            }
+        };
+        (now, send)
+    }
+    match question {
+        Question::LookUp {
+            partition,
+            since_ms,
+            keys,
+            reply,
+        } => {
+            let (reply, send) = later(reply, delay);
+            tokio::spawn(send);
+            answer(
+                store,
+                Question::LookUp {
+                    partition,
+                    since_ms,
+                    keys,
+                    reply,
+                },
+            );
+        }
+        Question::LoadOpen {
+            partition,
+            names,
+            reply,
+        } => {
+            let (reply, send) = later(reply, delay);
+            tokio::spawn(send);
+            answer(
+                store,
+                Question::LoadOpen {
+                    partition,
+                    names,
+                    reply,
+                },
+            );
         }
     }
 }
@@ -104,6 +160,12 @@ impl Lookups {
         Self(Kind::Inline(store))
     }
 
+    /// The same, and each answer comes that much later: what it says was true when it was asked.
+    #[cfg(all(test, feature = "testing"))]
+    pub(crate) fn late(store: Arc<dyn Store>, delay: std::time::Duration) -> Self {
+        Self(Kind::Late(store, delay))
+    }
+
     fn put(&self, partition: PartitionId, question: Question) {
         match &self.0 {
             Kind::Threads(threads) => {
@@ -115,6 +177,8 @@ impl Lookups {
             }
             #[cfg(feature = "testing")]
             Kind::Inline(store) => answer(&**store, question),
+            #[cfg(all(test, feature = "testing"))]
+            Kind::Late(store, delay) => answer_late(&**store, question, *delay),
         }
     }
 

@@ -83,6 +83,9 @@ pub(crate) struct Rig {
     pub(crate) pulse: Pulse,
     /// How long a group takes to become durable.
     pub(crate) sync: Duration,
+    /// How long an answer of the store takes that was read when it was asked.
+    #[cfg(test)]
+    pub(crate) answers_after: Duration,
     /// Where the process is to die, if that is scripted.
     pub(crate) script: Option<Script>,
     /// The write of the next start that fails, and how.
@@ -127,6 +130,8 @@ impl Rig {
             // The rig has no poll thread that could stand still; a test of that puts its own here.
             pulse: Pulse::new(crate::clock::now(), Duration::MAX),
             sync: Duration::ZERO,
+            #[cfg(test)]
+            answers_after: Duration::ZERO,
             script: None,
             fails: None,
         }
@@ -197,7 +202,7 @@ impl Rig {
             extractor: self.extractor(),
             factory: Arc::clone(&self.factory),
             clock: self.clock.clone(),
-            lookups: Lookups::inline(Arc::clone(&store)),
+            lookups: self.lookups(&store),
             journal: match self.sync {
                 Duration::ZERO => Arc::new(Inline {
                     store: Arc::clone(&store),
@@ -244,6 +249,14 @@ impl Rig {
             self.assign(partition)?;
         }
         Ok(())
+    }
+
+    fn lookups(&self, store: &Arc<dyn Store>) -> Lookups {
+        #[cfg(test)]
+        if !self.answers_after.is_zero() {
+            return Lookups::late(Arc::clone(store), self.answers_after);
+        }
+        Lookups::inline(Arc::clone(store))
     }
 
     /// Assigns one partition to the running process.

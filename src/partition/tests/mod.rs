@@ -21,6 +21,7 @@ mod holds;
 mod journal;
 mod life;
 mod limits;
+mod lines;
 mod many;
 mod outcomes;
 mod random;
