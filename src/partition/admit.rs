@@ -104,12 +104,11 @@ impl Partition {
         }
         // Where to look is worked out first. Then there is nothing between one look and the next, nor does one depend on another.
         let places = reads.iter().map(|read| {
-            let first = keys.get(read.keys.start).map(|key| self.index.place(key));
-            (first, read.order.map(|order| self.blocked_sieve.place(order)))
+            let token = keys.get(read.keys.start).map(|key| self.index.place(key));
+            let order = read.order.map(|order| self.blocked_sieve.place(order));
+            (token.unwrap_or_default(), order.unwrap_or_default())
         });
-        let places: Vec<_> = places
-            .map(|(token, order)| (token.unwrap_or_default(), order.unwrap_or_default()))
-            .collect();
+        let places: Vec<_> = places.collect();
         for (read, (token, order)) in reads.iter_mut().zip(&places) {
             read.meets_rest = self.index.may_rest(*token);
             read.is_blocked = self.blocked_sieve.may_have(*order);

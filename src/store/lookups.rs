@@ -81,57 +81,23 @@ fn answer(store: &dyn Store, question: Question) {
 }
 
 #[cfg(all(test, feature = "testing"))]
-fn answer_late(store: &dyn Store, question: Question, delay: std::time::Duration) {
-    fn later<T: Send + 'static>(
-        reply: oneshot::Sender<T>,
-        delay: std::time::Duration,
-    ) -> (oneshot::Sender<T>, impl Future<Output = ()> + Send) {
+fn answer_late(store: &dyn Store, mut question: Question, delay: std::time::Duration) {
+    fn put_off<T: Send + 'static>(reply: &mut oneshot::Sender<T>, delay: std::time::Duration) {
         let (now, answered) = oneshot::channel();
+        let reply = std::mem::replace(reply, now);
         let until = crate::clock::now() + delay;
-        let send = async move {
+        tokio::spawn(async move {
             crate::clock::sleep_until(until).await;
             if let Ok(answer) = answered.await {
                 let _ = reply.send(answer);
             }
-        };
-        (now, send)
+        });
     }
-    match question {
-        Question::LookUp {
-            partition,
-            since_ms,
-            keys,
-            reply,
-        } => {
-            let (reply, send) = later(reply, delay);
-            tokio::spawn(send);
-            answer(
-                store,
-                Question::LookUp {
-                    partition,
-                    since_ms,
-                    keys,
-                    reply,
-                },
-            );
-        }
-        Question::LoadOpen {
-            partition,
-            names,
-            reply,
-        } => {
-            let (reply, send) = later(reply, delay);
-            tokio::spawn(send);
-            answer(
-                store,
-                Question::LoadOpen {
-                    partition,
-                    names,
-                    reply,
-                },
-            );
-        }
+    match &mut question {
+        Question::LookUp { reply, .. } => put_off(reply, delay),
+        Question::LoadOpen { reply, .. } => put_off(reply, delay),
     }
+    answer(store, question);
 }
 
 impl Lookups {

@@ -391,8 +391,8 @@ fn deleting_without_writing_again_is_noticed() {
     assert!(stands.iter().any(|text| text == "stands at None"), "{stands:?}");
 }
 
-fn filled() -> Rig {
-    let mut rig = Rig::take_over(&Log::default(), MemoryStore::new("g", &[spec()]), 1_000, 0);
+/// Outcomes that are past by now.
+fn close_long_ago(rig: &mut Rig) {
     for token in 0..200 {
         rig.submit(|changes| {
             let end = Closed {
@@ -405,6 +405,11 @@ fn filled() -> Rig {
             changes.closed.push((key(token), end));
         });
     }
+}
+
+fn filled() -> Rig {
+    let mut rig = Rig::take_over(&Log::default(), MemoryStore::new("g", &[spec()]), 1_000, 0);
+    close_long_ago(&mut rig);
     rig.time_ms = 1_400;
     rig
 }

@@ -338,6 +338,18 @@ pub(crate) fn free_port() -> u16 {
     })
 }
 
+/// So many, no two alike.
+pub(crate) fn free_ports(count: usize) -> Vec<u16> {
+    let mut ports = Vec::new();
+    while ports.len() < count {
+        let port = free_port();
+        if !ports.contains(&port) {
+            ports.push(port);
+        }
+    }
+    ports
+}
+
 /// Runs a future to its end from any thread, a runtime's worker included, where a second runtime may not be entered.
 fn wait_for<T: Send>(future: impl Future<Output = T> + Send) -> T {
     let ended = std::thread::scope(|scope| {

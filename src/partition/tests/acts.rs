@@ -1,27 +1,15 @@
 //! What an operator does while the partition is served: what is refused, what a crash leaves of it, and who waits.
 
 use super::*;
-use crate::act::{Act, Answer as Came, Redriven, Said};
-use crate::desk::Unanswered;
-use crate::message::Offset;
+use crate::act::{Answer as Came, Redriven};
 use crate::outcome::{Closed, End, Reason};
 use crate::store::AuditEntry;
-use crate::token::TokenKey;
 
 const SYNC: Duration = Duration::from_millis(50);
 
-fn said(reason: &str) -> Said {
-    Said {
-        reason: reason.to_owned(),
-        by: "anna".into(),
-        at_ms: START_MS,
-    }
-}
-
 /// Orders while time passes.
 async fn order_as(rig: &mut Rig, acts: Vec<Act>, dry_run: bool) -> Result<Vec<Came>, Unanswered> {
-    let (desk, id) = (rig.desk.clone(), rig.id(0).unwrap());
-    let asked = tokio::spawn(async move { desk.order(id, acts, said("asked the bank"), dry_run).await });
+    let asked = ordered(rig, acts, "asked the bank", dry_run);
     rig.run_for(A_WHILE).await;
     asked.await.unwrap().map(|answered| answered.answers)
 }
@@ -43,10 +31,7 @@ const fn resolved(offset: i64, verdict: Verdict) -> Act {
 }
 
 fn token(rig: &Rig, text: &str) -> TokenKey {
-    let batch = message(text).into_batch("orders".into(), 0, Offset(0));
-    let mut keys = Vec::new();
-    rig.extractor().read(&batch.get(0).unwrap(), &mut keys);
-    keys[0]
+    token_of(rig, &message(text))
 }
 
 fn acts_of(rig: &Rig) -> Vec<(String, i64)> {
@@ -146,21 +131,13 @@ fn of_two_operators_one_decides() {
         for sync in [Duration::ZERO, SYNC] {
             let script = doubtful_once();
             let mut rig = in_doubt(&script, |rig| rig.sync = sync).await;
-            let (desk, id) = (rig.desk.clone(), rig.id(0).unwrap());
             let ask = |verdict| {
-                let desk = desk.clone();
-                tokio::spawn(async move {
-                    let acts = vec![resolved(0, verdict)];
-                    desk.order(id, acts, said("asked"), false)
-                        .await
-                        .unwrap()
-                        .answers
-                        .remove(0)
-                })
+                let asked = ordered(&rig, vec![resolved(0, verdict)], "asked", false);
+                async move { asked.await.unwrap().unwrap().answers.remove(0) }
             };
             let (first, second) = (ask(Verdict::Done), ask(Verdict::Run));
             rig.run_for(2 * A_WHILE).await;
-            let answers = [first.await.unwrap(), second.await.unwrap()];
+            let answers = [first.await, second.await];
             let done = answers
                 .iter()
                 .filter(|came| matches!(came, Came::Done(_)))
@@ -241,9 +218,8 @@ fn a_verdict_outlives_a_kill() {
             for pause in 0..12 {
                 let script = doubtful_once();
                 let mut rig = in_doubt(&script, |rig| rig.sync = SYNC).await;
-                let (desk, id) = (rig.desk.clone(), rig.id(0).unwrap());
                 let acts = vec![resolved(0, verdict)];
-                let asked = tokio::spawn(async move { desk.order(id, acts, said("asked"), false).await });
+                let asked = ordered(&rig, acts, "asked", false);
                 rig.run_for(Duration::from_millis(15 * pause)).await;
                 rig.crash();
                 let answered = asked.await.unwrap();
@@ -273,9 +249,8 @@ fn a_verdict_that_a_rebalance_catches_is_whole_or_was_not() {
         for pause in 0..12 {
             let script = doubtful_once();
             let mut rig = in_doubt(&script, |rig| rig.sync = SYNC).await;
-            let (desk, id) = (rig.desk.clone(), rig.id(0).unwrap());
             let acts = vec![resolved(0, Verdict::Done)];
-            let asked = tokio::spawn(async move { desk.order(id, acts, said("asked"), false).await });
+            let asked = ordered(&rig, acts, "asked", false);
             rig.run_for(Duration::from_millis(10 * pause)).await;
             rig.drain(Duration::from_secs(5), true).await;
             let given = !acts_of(&rig).is_empty();
@@ -431,11 +406,10 @@ fn a_message_that_comes_while_its_token_is_decided_about_waits() {
             rig.send(0, message("a"));
             rig.start().await.unwrap();
             rig.run_for(A_WHILE).await;
-            let (desk, id) = (rig.desk.clone(), rig.id(0).unwrap());
             let acts = vec![Act::Invalidate {
                 token: token(&rig, "new"),
             }];
-            let asked = tokio::spawn(async move { desk.order(id, acts, said("recalled"), false).await });
+            let asked = ordered(&rig, acts, "recalled", false);
             rig.run_for(Duration::from_millis(pause)).await;
             rig.send(0, message("new"));
             rig.run_for(A_WHILE).await;
@@ -564,9 +538,8 @@ fn a_redriven_message_outlives_a_kill() {
             rig.send(0, message("a"));
             rig.start().await.unwrap();
             rig.run_for(A_WHILE).await;
-            let (desk, id) = (rig.desk.clone(), rig.id(0).unwrap());
             let acts = vec![redriven(0, message("a"))];
-            let asked = tokio::spawn(async move { desk.order(id, acts, said("mended"), false).await });
+            let asked = ordered(&rig, acts, "mended", false);
             rig.run_for(Duration::from_millis(15 * pause)).await;
             rig.crash();
             let answered = asked.await.unwrap().is_ok();

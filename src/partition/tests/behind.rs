@@ -199,27 +199,18 @@ fn a_start_judges_what_is_held_behind_a_token_that_is_closed_by_now() {
         rig.start().await.unwrap();
         rig.run_for(Duration::from_secs(20)).await;
         rig.stop().await;
-        let store = rig.store.restart(&[TopicSpec {
-            name: "orders".into(),
-            window_ms: HOUR_MS,
-        }]);
-        let mut changes = Changes::new(PartitionId {
-            topic: store.topic("orders").unwrap(),
-            partition: 0,
+        in_store(&mut rig, |open, changes| {
+            let first = &open[0];
+            let closed = Closed {
+                end: End::Done(Stored::Nothing),
+                offset: first.offset,
+                first_seen_ms: first.first_seen_ms,
+                attempts: 1,
+                fingerprint: None,
+            };
+            changes.removed.push((first.keys[0], first.offset));
+            changes.closed.push((first.keys[0], closed));
         });
-        let first = store.load(changes.partition).unwrap().open.remove(0);
-        let closed = Closed {
-            end: End::Done(Stored::Nothing),
-            offset: first.offset,
-            first_seen_ms: first.first_seen_ms,
-            attempts: 1,
-            fingerprint: None,
-        };
-        changes.removed.push((first.keys[0], first.offset));
-        changes.closed.push((first.keys[0], closed));
-        store.apply(&[changes]).unwrap();
-        store.close().unwrap();
-        rig.store = Arc::new(store);
         rig.start().await.unwrap();
         rig.run_for(A_WHILE).await;
         let of = |account| rig.account(account);

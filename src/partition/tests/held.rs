@@ -177,18 +177,12 @@ fn whoever_is_held_behind_what_was_begun_is_judged_by_how_that_ends() {
         let script = held_behind_a_later_one_script();
         // 3 is held before 4 is taken.
         let mut rig = held_behind_a_later_one_of(&script, 2).await;
-        let (desk, id) = (rig.desk.clone(), rig.id(0).unwrap());
-        let act = crate::act::Act::Resolve {
-            offset: crate::message::Offset(4),
+        let act = Act::Resolve {
+            offset: Offset(4),
             verdict: Verdict::Done,
             attempts: None,
         };
-        let said = crate::act::Said {
-            reason: "seen".into(),
-            by: "anna".into(),
-            at_ms: START_MS,
-        };
-        let asked = tokio::spawn(async move { desk.order(id, vec![act], said, false).await });
+        let asked = ordered(&rig, vec![act], "seen", false);
         rig.run_for(A_WHILE).await;
         assert!(asked.await.unwrap().is_ok());
         assert_eq!((script.offsets().len(), open_offsets(&rig)), (4, vec![2]));

@@ -1,12 +1,10 @@
 //! The line of a token: nobody waits for ever, nobody is passed, and nobody is judged by what was known before the last one left it.
 
 use super::*;
-use crate::act::{Act, Answer as Came, Said};
+use crate::act::Answer as Came;
 use crate::broker::Letter;
 use crate::config::{AfterFailure, AfterHold};
 use crate::handler::HandlerError;
-use crate::message::Offset;
-use crate::token::TokenKey;
 
 fn retry_after(seconds: u64) -> Answer {
     Box::pin(async move { Err(HandlerError::retry_after(Duration::from_secs(seconds), "later")) })
@@ -134,17 +132,8 @@ fn a_duplicate_that_is_not_told_yet_has_its_token() {
         rig.start().await.unwrap();
         rig.run_for(Duration::from_secs(2)).await;
         assert_eq!(rig.committed_offset(0), Some(NextOffset(2)));
-        let batch = message("a").into_batch("orders".into(), 0, Offset(0));
-        let mut keys: Vec<TokenKey> = Vec::new();
-        rig.extractor().read(&batch.get(0).unwrap(), &mut keys);
-        let (desk, id, token) = (rig.desk.clone(), rig.id(0).unwrap(), keys[0]);
-        let said = Said {
-            reason: "again".into(),
-            by: "anna".into(),
-            at_ms: START_MS,
-        };
-        let acts = vec![Act::Forget { token }];
-        let asked = tokio::spawn(async move { desk.order(id, acts, said, false).await });
+        let token = token_of(&rig, &message("a"));
+        let asked = ordered(&rig, vec![Act::Forget { token }], "again", false);
         rig.run_for(Duration::from_secs(1)).await;
         let answers = asked.await.unwrap().unwrap().answers;
         rig.crash();
@@ -251,17 +240,8 @@ fn whoever_is_held_behind_an_act_is_freed_by_it() {
             rig.send(0, message(token));
             rig.run_for(step).await;
         }
-        let batch = rotated(None, Some("o")).into_batch("orders".into(), 0, Offset(0));
-        let mut keys: Vec<TokenKey> = Vec::new();
-        rig.extractor().read(&batch.get(0).unwrap(), &mut keys);
-        let (desk, id, token) = (rig.desk.clone(), rig.id(0).unwrap(), keys[0]);
-        let said = Said {
-            reason: "leaked".into(),
-            by: "anna".into(),
-            at_ms: START_MS,
-        };
-        let acts = vec![Act::Invalidate { token }];
-        let asked = tokio::spawn(async move { desk.order(id, acts, said, false).await });
+        let token = token_of(&rig, &rotated(None, Some("o")));
+        let asked = ordered(&rig, vec![Act::Invalidate { token }], "leaked", false);
         rig.run_for(step).await;
         rig.send(0, rotated(Some("n"), Some("o")));
         rig.run_for(Duration::from_secs(5)).await;

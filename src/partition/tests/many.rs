@@ -4,12 +4,10 @@ use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::config::AfterHold;
-use crate::message::Offset;
-use crate::outcome::{HeldFor, Open};
+use crate::outcome::HeldFor;
 use crate::partition::find;
 use crate::store::memory::MemoryStore;
 use crate::store::{self, AuditEntry, Hit, Identity, Known, PastStarts, Store, TopicId, WindowSize};
-use crate::token::TokenKey;
 
 /// More than are loaded at a time.
 const MANY: i64 = 600;
@@ -39,18 +37,7 @@ async fn prepared(rig: &mut Rig, opened: Vec<Open>) {
     rig.start().await.unwrap();
     rig.run_for(A_WHILE).await;
     rig.stop().await;
-    let store = rig.store.restart(&[TopicSpec {
-        name: "orders".into(),
-        window_ms: HOUR_MS,
-    }]);
-    let mut changes = Changes::new(PartitionId {
-        topic: store.topic("orders").unwrap(),
-        partition: 0,
-    });
-    changes.opened = opened;
-    store.apply(&[changes]).unwrap();
-    store.close().unwrap();
-    rig.store = Arc::new(store);
+    in_store(rig, |_, changes| changes.opened = opened);
 }
 
 fn one_slot(script: &Script, change: impl FnOnce(&mut TopicPolicy)) -> Rig {

@@ -42,15 +42,17 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::accounts::Account;
+use crate::act::{Act, Answered, Said};
 use crate::attempt::{Terms, Typed};
 use crate::class::Class;
 use crate::config::{Concurrency, Mismatch, Share, TopicPolicy};
+use crate::desk::Unanswered;
 use crate::handler::{Call, Callee, DecodeError, HandlerError, Probe, Reply};
-use crate::message::{Batch, Kept, NextOffset};
-use crate::outcome::{Stage, Verdict};
+use crate::message::{Batch, Kept, NextOffset, Offset};
+use crate::outcome::{Open, Stage, Verdict};
 use crate::store::{Changes, PartitionId, Store as _, TopicSpec};
 use crate::testing::Rig;
-use crate::token::Reader;
+use crate::token::{Reader, TokenKey};
 
 type Answer = Pin<Box<dyn Future<Output = Result<(), HandlerError>> + Send>>;
 
@@ -227,25 +229,54 @@ fn reject() -> Answer {
 
 /// What an operator decides about a held message while the consumer is stopped.
 fn resolve(rig: &mut Rig, offset: i64, verdict: Verdict) {
+    in_store(rig, |open, changes| {
+        let mut open = open.into_iter().find(|open| open.offset.0 == offset).unwrap();
+        match &mut open.stage {
+            Stage::Held { verdict: given, .. } => *given = Some(verdict),
+            other => panic!("{offset} is not held: {other:?}"),
+        }
+        changes.opened.push(open);
+    });
+}
+
+/// Changes what the store of a consumer that is stopped has of partition 0, by what is open there.
+fn in_store(rig: &mut Rig, change: impl FnOnce(Vec<Open>, &mut Changes)) {
     let store = rig.store.restart(&[TopicSpec {
         name: "orders".into(),
         window_ms: HOUR_MS,
     }]);
-    let id = PartitionId {
+    let mut changes = Changes::new(PartitionId {
         topic: store.topic("orders").unwrap(),
         partition: 0,
-    };
-    let open = store.load(id).unwrap().open;
-    let mut open = open.into_iter().find(|open| open.offset.0 == offset).unwrap();
-    match &mut open.stage {
-        Stage::Held { verdict: given, .. } => *given = Some(verdict),
-        other => panic!("{offset} is not held: {other:?}"),
-    }
-    let mut changes = Changes::new(id);
-    changes.opened.push(open);
+    });
+    change(store.load(changes.partition).unwrap().open, &mut changes);
     store.apply(&[changes]).unwrap();
     store.close().unwrap();
     rig.store = Arc::new(store);
+}
+
+/// Orders something of partition 0. The answer comes while time passes.
+fn ordered(
+    rig: &Rig,
+    acts: Vec<Act>,
+    reason: &str,
+    dry_run: bool,
+) -> tokio::task::JoinHandle<Result<Answered, Unanswered>> {
+    let (desk, id) = (rig.desk.clone(), rig.id(0).unwrap());
+    let said = Said {
+        reason: reason.to_owned(),
+        by: "anna".into(),
+        at_ms: START_MS,
+    };
+    tokio::spawn(async move { desk.order(id, acts, said, dry_run).await })
+}
+
+/// The first token of a message.
+fn token_of(rig: &Rig, message: &Kept) -> TokenKey {
+    let batch = message.into_batch("orders".into(), 0, Offset(0));
+    let mut keys = Vec::new();
+    rig.extractor().read(&batch.get(0).unwrap(), &mut keys);
+    keys[0]
 }
 
 /// The offsets of the records that the store has open.

@@ -2,10 +2,8 @@
 //! then closed at its own offset or below it, and a token that is closed above a message says that it has come again.
 
 use super::*;
-use crate::act::{Act, Answer as Came, Said};
+use crate::act::Answer as Came;
 use crate::config::AfterFailure;
-use crate::message::Offset;
-use crate::token::TokenKey;
 
 /// Two sources of one token.
 fn n() -> Kept {
@@ -194,17 +192,8 @@ fn a_token_that_somebody_waits_for_takes_no_act() {
         }
         rig.start().await.unwrap();
         rig.run_for(Duration::from_millis(50)).await;
-        let batch = o().into_batch("orders".into(), 0, Offset(0));
-        let mut keys: Vec<TokenKey> = Vec::new();
-        rig.extractor().read(&batch.get(0).unwrap(), &mut keys);
-        let (desk, id, token) = (rig.desk.clone(), rig.id(0).unwrap(), keys[0]);
-        let said = Said {
-            reason: "leaked".into(),
-            by: "anna".into(),
-            at_ms: START_MS,
-        };
-        let acts = vec![Act::Invalidate { token }];
-        let asked = tokio::spawn(async move { desk.order(id, acts, said, false).await });
+        let token = token_of(&rig, &o());
+        let asked = ordered(&rig, vec![Act::Invalidate { token }], "leaked", false);
         rig.run_for(Duration::from_secs(2)).await;
         let answers = asked.await.unwrap().unwrap().answers;
         let is_refused = |why: &String| why.contains("in flight, at offset 2");

@@ -12,18 +12,7 @@ fn held_ones() -> Rig {
         rig.submit(|changes| changes.opened.push(held(token, i64::from(token))));
     }
     // Opened long ago: below what will be cut.
-    for token in 0..200 {
-        rig.submit(|changes| {
-            let end = Closed {
-                end: End::Done(Stored::Nothing),
-                offset: Offset(0),
-                first_seen_ms: 1_000,
-                attempts: 1,
-                fingerprint: None,
-            };
-            changes.closed.push((key(token), end));
-        });
-    }
+    close_long_ago(&mut rig);
     rig
 }
 

@@ -23,13 +23,7 @@ impl Cluster {
         if !kafka::available() {
             return None;
         }
-        let mut ports = Vec::new();
-        while ports.len() < count * (MEMBERS + 1) {
-            let port = kafka::free_port();
-            if !ports.contains(&port) {
-                ports.push(port);
-            }
-        }
+        let ports = kafka::free_ports(count * (MEMBERS + 1));
         let (own, listeners) = ports.split_at(count);
         let proxies: Vec<Vec<Proxy>> = listeners
             .chunks(MEMBERS)

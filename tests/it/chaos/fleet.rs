@@ -77,17 +77,6 @@ pub(crate) struct Fleet<'a> {
     pub(crate) faults: usize,
 }
 
-fn ports() -> [u16; MEMBERS] {
-    let mut ports: Vec<u16> = Vec::new();
-    while ports.len() < MEMBERS {
-        let port = kafka::free_port();
-        if !ports.contains(&port) {
-            ports.push(port);
-        }
-    }
-    ports.try_into().unwrap()
-}
-
 impl<'a> Fleet<'a> {
     pub(crate) fn start(
         cluster: &'a Cluster,
@@ -103,7 +92,7 @@ impl<'a> Fleet<'a> {
             stands_by: (seed % MEMBERS as u64) as usize,
             broken,
             slots: Default::default(),
-            ports: ports(),
+            ports: kafka::free_ports(MEMBERS).try_into().unwrap(),
             lives: BTreeMap::new(),
             rolling: VecDeque::new(),
             restarting: None,

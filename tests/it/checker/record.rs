@@ -15,6 +15,9 @@ pub(crate) enum End {
     Forgotten,
 }
 
+/// The number of the reason `operator`.
+pub(crate) const BY_OPERATOR: u8 = 12;
+
 /// A closed record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Closed {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::record::End;
+use super::record::{BY_OPERATOR, End};
 use super::{Case, Findings, Kind, Life, Line, Rule, Store};
 
 /// What was asked, and what was answered to it, each with its place in the file.
@@ -140,7 +140,10 @@ fn carried_out(
         Kind::AskedLetter => {
             let is_operators =
                 |letter: &&super::Message| letter.header("hapax-reason").as_deref() == Some("operator");
-            if end != Some(End::Failed(OPERATOR)) || letters.is_empty() || !letters.iter().all(is_operators) {
+            if end != Some(End::Failed(BY_OPERATOR))
+                || letters.is_empty()
+                || !letters.iter().all(is_operators)
+            {
                 let what = format!("{asked} was told, and it is {end:?} with {letters:?}");
                 findings.add(Rule::Verdict, what);
             }
@@ -151,6 +154,3 @@ fn carried_out(
         findings.add(Rule::Verdict, format!("{asked} was told, and then {line}"));
     }
 }
-
-/// The number of the reason.
-const OPERATOR: u8 = 12;

@@ -7,11 +7,10 @@ use super::planted::{Small, show, terms};
 use crate::chaos::frame::Act;
 use crate::chaos::operator::{Order, Verdict, reason};
 use crate::chaos::world::Kind;
-use crate::checker::record::{End, Stage};
+use crate::checker::record::{BY_OPERATOR, End, Stage};
 
 /// The message in doubt.
 const DOUBTFUL: usize = 3;
-const BY_OPERATOR: u8 = 12;
 
 fn act(small: &Small, number: u32, verdict: Verdict) -> Act {
     let text = json!({

@@ -8,10 +8,7 @@ use crate::chaos::frame::Act;
 use crate::chaos::operator::{self, Order, Verdict};
 use crate::chaos::world::Kind;
 use crate::checker::Message;
-use crate::checker::record::End;
-
-/// The number of the reason `operator` in a record.
-const BY_OPERATOR: u8 = 12;
+use crate::checker::record::{BY_OPERATOR, End};
 
 /// Every order that was answered is in a changelog, once; and what is there was ordered.
 ///
